@@ -1,2 +1,45 @@
-"""x."""
-__version__="0.1.0"
+"""Submit Python scripts to Ray: `client.submit("job.py").wait()`. The command line is `python -m client`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from client.api import attach, submit
+    from client.errors import ClientError, ContactLost, Detached, NotAuthorised, TimedOut, Unreachable, UsageError
+    from client.follow import JobResult
+    from client.job import Job
+    from client.ray_jobs import JobNotFound, JobRecord
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClientError",
+    "ContactLost",
+    "Detached",
+    "Job",
+    "JobNotFound",
+    "JobRecord",
+    "JobResult",
+    "NotAuthorised",
+    "TimedOut",
+    "Unreachable",
+    "UsageError",
+    "attach",
+    "submit",
+]
+
+_HOME = {
+    "Job": "job",
+    "JobNotFound": "ray_jobs",
+    "JobRecord": "ray_jobs",
+    "JobResult": "follow",
+    "attach": "api",
+    "submit": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use: `python -m client --help` needs none of them."""
+    if name not in __all__:
+        raise AttributeError(f"module 'client' has no attribute {name!r}")
+    return getattr(import_module(f"client.{_HOME.get(name, 'errors')}"), name)

@@ -1,0 +1,161 @@
+"""A job's log to the last byte, once and in order, and then its end.
+
+There is no stream to lose: each round asks for the job's record and for the log from the byte reached. A connection
+that breaks, goes silent or ends early costs one request. The end is believed only from a record with a final status,
+read before a log that had no more.
+"""
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from client.errors import ContactLost, Unreachable
+from client.ray_jobs import JobNotFound, JobRecord, RayJobs
+
+_LOST_SECONDS = 20.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_PENDING_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended.
+
+    Attributes:
+        job: its record.
+        exit_code: 0 SUCCEEDED; the driver's own code; 128+n for signal n; 124 for its timeout; 143 STOPPED; 1 for none.
+    """
+
+    job: JobRecord
+    exit_code: int
+
+
+def result(job: JobRecord) -> JobResult:
+    """The result of a finished job.
+
+    Args:
+        job: a record with a final status.
+    """
+    limit = float(job.metadata.get("timeout", "inf"))
+    if job.status == "SUCCEEDED":
+        code = 0
+    elif job.status == "STOPPED":
+        code = 143
+    elif job.exit_code in (124, 137) and (job.seconds or 0) >= limit:
+        code = 124
+    elif job.exit_code is None:
+        code = 1
+    else:
+        code = job.exit_code if job.exit_code > 0 else 128 - job.exit_code
+    return JobResult(job, code)
+
+
+def follow(
+    jobs: RayJobs,
+    submission_id: str,
+    write: Callable[[bytes], object],
+    note: Callable[[str], object] = lambda _: None,
+    *,
+    offset: int = 0,
+) -> JobResult:
+    """Write a job's log as it grows, until the job has ended.
+
+    Args:
+        jobs: the cluster's jobs.
+        submission_id: of the job.
+        write: takes the log's bytes.
+        note: takes a line about the following itself.
+        offset: the byte of the log to start from.
+
+    Raises:
+        JobNotFound: there never was such a job.
+        ContactLost: nothing answered for 20 s, or the head that knew the job is gone.
+    """
+    seen, quiet_since, contact = "", time.monotonic(), time.monotonic()
+    waiting_told = losing_told = False
+    while True:
+        before = offset
+        try:
+            job = jobs.get(submission_id)
+            contact = time.monotonic()
+            for chunk in jobs.read_log(job, offset):
+                write(chunk)
+                offset += len(chunk)
+                contact = time.monotonic()
+            losing_told = False
+            if job.finished:
+                if offset > before:
+                    continue
+                if not offset:
+                    note("its log could not be had" if job.node_id else f"it never started: {job.message}")
+                return result(job)
+            if job.status != seen or offset > before:
+                seen, quiet_since = job.status, time.monotonic()
+        except JobNotFound as error:
+            if not seen:
+                raise
+            raise ContactLost(
+                f"the Ray head was restarted and knows job {submission_id} no longer: it is lost"
+            ) from error
+        except Unreachable as error:
+            lost = time.monotonic() - contact
+            if lost > _LOST_SECONDS:
+                raise ContactLost(
+                    f"contact lost for {lost:.0f} s, job {submission_id} may still run: {error}"
+                ) from error
+            if not losing_told:
+                losing_told = bool(note(f"no contact, trying on: {error}")) or True
+        quiet = time.monotonic() - quiet_since
+        if seen == "PENDING" and quiet > _PENDING_SECONDS and not waiting_told:
+            waiting_told = bool(note(f"waiting, the job is pending: {job.message or 'no reason given'}")) or True
+        # A log that has been quiet for long is asked less often: at most a second late, 5 % of the wait.
+        time.sleep(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, quiet / 20)))
+
+
+def stop(jobs: RayJobs, submission_id: str, seconds: float) -> JobRecord:
+    """Stop a job and wait for its end.
+
+    Ray does nothing with a stop that comes before the job has started, so it is repeated.
+
+    Args:
+        jobs: the cluster's jobs.
+        submission_id: of the job.
+        seconds: how long to wait.
+
+    Returns:
+        The job's record, finished or not.
+    """
+    deadline = time.monotonic() + seconds
+    while not (job := jobs.get(submission_id)).finished:
+        jobs.stop(submission_id)
+        until = min(deadline, time.monotonic() + 1.0)
+        while time.monotonic() < until and not (job := jobs.get(submission_id)).finished:
+            time.sleep(_SHORTEST_PAUSE)
+        if time.monotonic() >= deadline:
+            break
+    return job
+
+
+def tail_offset(jobs: RayJobs, job: JobRecord, lines: int) -> int:
+    """The byte of a job's log at which its last lines begin.
+
+    Args:
+        jobs: the cluster's jobs.
+        job: whose log.
+        lines: how many.
+    """
+    size, window = jobs.log_size(job), 64 * 1024 + 200 * lines
+    while True:
+        start = max(0, size - window)
+        starts, position = deque([start], maxlen=lines + 1), start
+        for chunk in jobs.read_log(job, start):
+            for end in re.finditer(b"\n", chunk):
+                starts.append(position + end.end())
+            position += len(chunk)
+        if starts[-1] == position:  # the last line is ended, so no line begins behind it
+            starts.pop()
+        if start == 0 or len(starts) > lines:
+            return (list(starts)[-lines:] or [position])[0] if lines else position
+        window *= 8

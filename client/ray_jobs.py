@@ -1,0 +1,288 @@
+"""Ray's Job API: only what may be repeated is.
+
+Reading and stopping are plain REST, so that they need no `ray`. Submitting goes through Ray's Job SDK, which validates
+the runtime_env, sent over the same session. Sources: ray/dashboard/modules/job/job_head.py (routes and status codes),
+ray/dashboard/modules/log/log_agent.py (a node agent's /logs, with Range), all of Ray 2.60.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from client.errors import ClientError, Unreachable
+from client.package import Package
+from client.targets.endpoint import Endpoint
+from client.transport import Transport, reason, refused
+
+_SUBMIT_TIMEOUT = (5.0, 60.0)  # the server itself waits for a node agent, and stores an upload
+_LOG_TIMEOUT = (5.0, 5.0)  # a file that is there is sent without a pause
+_SUBMIT_TRIES = 6
+_CHUNK = 1 << 20
+
+
+class JobNotFound(ClientError):
+    """The server knows no job of this id."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What the server knows of a job. It holds no environment variables.
+
+    Attributes:
+        submission_id: the job's id.
+        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        entrypoint: the command line.
+        message: why it has this status.
+        error_type: Ray's own word for what failed.
+        start_time: Unix time in milliseconds; of the submit while it is pending.
+        end_time: the same, of the end.
+        exit_code: the driver's, negative for a signal; None where no driver ended.
+        metadata: names and values given at submit.
+        agent: the HTTP address of the agent on the driver's node.
+        node_id: that node.
+    """
+
+    submission_id: str
+    status: str
+    entrypoint: str = ""
+    message: str | None = None
+    error_type: str | None = None
+    start_time: int | None = None
+    end_time: int | None = None
+    exit_code: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    agent: str | None = None
+    node_id: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True once the status is final."""
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it ran, or has been running."""
+        if self.start_time is None:
+            return None
+        return (self.end_time or time.time() * 1000) / 1000 - self.start_time / 1000
+
+
+def _record(data: Mapping[str, Any]) -> JobRecord:
+    return JobRecord(
+        submission_id=data.get("submission_id") or data.get("job_id") or "",
+        status=data["status"],
+        entrypoint=data.get("entrypoint") or "",
+        message=data.get("message"),
+        error_type=data.get("error_type"),
+        start_time=data.get("start_time"),
+        end_time=data.get("end_time"),
+        exit_code=data.get("driver_exit_code"),
+        metadata=data.get("metadata") or {},
+        agent=data.get("driver_agent_http_address"),
+        node_id=data.get("driver_node_id"),
+    )
+
+
+class RayJobs:
+    """The jobs of one cluster."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Make no request yet.
+
+        Args:
+            endpoint: where the cluster's API is.
+        """
+        self.endpoint = endpoint
+        self._transport = Transport(endpoint)
+
+    def version(self) -> dict[str, str]:
+        """The server's `ray_version` and `session_name`, which changes when the head restarts.
+
+        Raises:
+            Unreachable: what answers is not a Ray dashboard.
+        """
+        response = self._transport.request("GET", "/api/version")
+        try:
+            answer = response.json()
+            return {"ray_version": str(answer["ray_version"]), "session_name": str(answer.get("session_name"))}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unreachable(
+                f"{self.endpoint.url} is not a Ray dashboard (it answers {response.status_code} to /api/version): "
+                "give the address of port 8265 of a head with ray[default]"
+            ) from error
+
+    def resources(self) -> dict[str, float]:
+        """The cluster's resources in total, by name; memory in bytes."""
+        total: dict[str, float] = {}
+        for node in self._json("/api/v0/nodes?detail=true&limit=10000")["data"]["result"]["result"]:
+            for name, amount in (node.get("resources_total") or {}).items():
+                if node.get("state") == "ALIVE" and not name.startswith("node:"):
+                    total[name] = total.get(name, 0) + amount
+        return total
+
+    def get(self, submission_id: str) -> JobRecord:
+        """One job.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        response = self._transport.request("GET", f"/api/jobs/{submission_id}")
+        if response.status_code == 404:
+            self.version()  # not a Ray server at all? then this says so
+            raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
+        return _record(self._parsed(response))
+
+    def list(self) -> list[JobRecord]:
+        """Every job of the cluster that was submitted, the newest first."""
+        jobs = [_record(job) for job in self._json("/api/jobs/") if job.get("submission_id")]
+        return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
+
+    def stop(self, submission_id: str) -> None:
+        """Ask for the end of a job. Ray ignores this while the job is pending, and answers as if it did not."""
+        response = self._transport.request("POST", f"/api/jobs/{submission_id}/stop", timeout=_SUBMIT_TIMEOUT)
+        if response.status_code == 404:
+            raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
+        self._parsed(response)
+
+    def read_log(self, job: JobRecord, offset: int) -> Iterator[bytes]:
+        """Yield a job's log from a byte on, to where it ends now.
+
+        The agent of the driver's node serves it by Range. Where only the dashboard can be reached the file comes whole
+        and what is before the offset is dropped.
+
+        Args:
+            job: whose `agent` or `node_id` says where the log is.
+            offset: in bytes.
+
+        Raises:
+            Unreachable: the answer broke off; what was yielded is good.
+        """
+        name = f"job-driver-{job.submission_id}.log"
+        if job.agent and (agent := self.endpoint.agent(job.agent)):
+            url, headers = f"{agent}/logs/{name}", {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
+        elif job.node_id:
+            url, headers = f"/api/v0/logs/file?node_id={job.node_id}&filename={name}&lines=-1", {}
+        else:
+            return
+        with self._transport.request("GET", url, headers=headers, stream=True, timeout=_LOG_TIMEOUT) as response:
+            if response.status_code == 416 or (response.status_code in (404, 500) and not offset):
+                return  # at its end; not written yet (500 is the dashboard's word for it)
+            if not response.ok:
+                raise Unreachable(f"the log at {self.endpoint.url} answers {response.status_code}")
+            skip = 0 if response.status_code == 206 else offset
+            try:
+                for chunk in response.iter_content(_CHUNK):
+                    kept = chunk[skip:]
+                    skip -= min(skip, len(chunk))
+                    if kept:
+                        yield kept
+            except (requests.RequestException, OSError) as error:
+                raise Unreachable(f"{self.endpoint.url} broke off: {reason(error)}") from error
+
+    def log_size(self, job: JobRecord) -> int:
+        """How many bytes a job's log has now; 0 where only its whole text can be had."""
+        if not job.agent or not (agent := self.endpoint.agent(job.agent)):
+            return 0
+        url = f"{agent}/logs/job-driver-{job.submission_id}.log"
+        with self._transport.request("GET", url, headers={"Range": "bytes=0-0"}, stream=True) as response:
+            return int(response.headers.get("Content-Range", "/0").rpartition("/")[2])
+
+    def has_package(self, package: Package) -> bool:
+        """True where the server has this upload already."""
+        return self._transport.request("GET", _package_path(package)).status_code == 200
+
+    def upload(self, package: Package, sent: Callable[[int], object]) -> None:
+        """Send a packed working_dir.
+
+        Args:
+            package: what to send. Its name is its content's, so that it may be sent again when an answer is lost.
+            sent: told the bytes of each step.
+
+        Raises:
+            Unreachable: it did not arrive, three times.
+        """
+
+        def chunks() -> Iterator[bytes]:
+            with open(package.path, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+                    sent(len(chunk))
+
+        for last in (False, False, True):
+            try:
+                body = _Sized(chunks(), package.size)
+                response = self._transport.request("PUT", _package_path(package), data=body, timeout=_SUBMIT_TIMEOUT)
+                self._parsed(response, empty=True)
+                return
+            except Unreachable:
+                if last:
+                    raise
+
+    def submit(self, arguments: Mapping[str, Any]) -> bool:
+        """Submit a job once, however often the answer is lost: the id tells whether an earlier try arrived.
+
+        Args:
+            arguments: of `JobSubmissionClient.submit_job`, with a `submission_id`, and a `spec_hash` in the metadata.
+
+        Returns:
+            False where the same id with the same spec was there before.
+
+        Raises:
+            ClientError: the id is in use by another spec, or the server refused.
+            UsageError: the runtime_env or another argument is not valid.
+            Unreachable: no try arrived.
+        """
+        from client.ray_sdk import AlreadyExists, submit_job
+
+        submission_id, tried = arguments["submission_id"], False
+        for pause in (0.2 * 2**n for n in range(_SUBMIT_TRIES)):
+            try:
+                submit_job(self._submit_request, arguments)
+                return True
+            except AlreadyExists as error:
+                theirs = self.get(submission_id).metadata.get("spec_hash")
+                if theirs != arguments["metadata"]["spec_hash"]:
+                    raise ClientError(
+                        f"the id {submission_id} is in use by a job with another entrypoint, runtime_env or resources: "
+                        "give another --id"
+                    ) from error
+                return tried
+            except Unreachable as error:
+                tried, lost = True, error
+                time.sleep(pause)
+        raise lost
+
+    def _submit_request(self, method: str, path: str, **options: Any) -> requests.Response:
+        return self._transport.request(method, path, **{"timeout": _SUBMIT_TIMEOUT, **options})
+
+    def _json(self, path: str) -> Any:
+        return self._parsed(self._transport.request("GET", path))
+
+    def _parsed(self, response: requests.Response, *, empty: bool = False) -> Any:
+        if response.ok:
+            try:
+                return None if empty else response.json()
+            except ValueError as error:
+                raise Unreachable(f"{self.endpoint.url} does not answer as a Ray dashboard does") from error
+        raise refused(response)
+
+
+@dataclass
+class _Sized:
+    """An upload's chunks together with their sum, so that it is sent with a Content-Length."""
+
+    chunks: Iterator[bytes]
+    size: int
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.chunks
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def _package_path(package: Package) -> str:
+    return "/api/packages/" + package.uri.replace("://", "/")

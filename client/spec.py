@@ -1,0 +1,216 @@
+"""What a job is, from what the user gave: checked, and turned into the arguments of Ray's Job SDK."""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from getpass import getuser
+from pathlib import Path
+from typing import Any
+
+import client
+from client.errors import UsageError
+from client.targets.endpoint import Endpoint
+
+# The arguments of JobSubmissionClient.submit_job (ray/dashboard/modules/job/sdk.py, 2.60) that a job file may hold.
+FILE_KEYS = (
+    "entrypoint",
+    "submission_id",
+    "runtime_env",
+    "metadata",
+    "entrypoint_num_cpus",
+    "entrypoint_num_gpus",
+    "entrypoint_memory",
+    "entrypoint_resources",
+    "entrypoint_label_selector",
+)
+_RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name")
+_SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
+_STOP_SECONDS = "30"  # Ray's own 3 s between SIGTERM and SIGKILL are too short for a checkpoint
+_KILL_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A job as the user gave it.
+
+    Attributes:
+        script: a Python file, run by the target's Python; or None.
+        command: the arguments of the script, or a whole command where there is no script.
+        working_dir: the folder the job runs in, or a URI that Ray knows; None takes the runtime_env's, else the
+            current folder.
+        env: environment variables of the job, which everyone who may list jobs can read.
+        name: what the dashboard shows.
+        tags: names and values recorded with the job.
+        timeout: seconds the job may run.
+        allow_plain: take an `env` name that looks like a secret's.
+        arguments: of the Job SDK's `submit_job`, by its own names; the fields above win.
+    """
+
+    script: str | None = None
+    command: Sequence[str] = ()
+    working_dir: str | Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    name: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+    allow_plain: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a cluster.
+
+        Raises:
+            UsageError: a value is not usable.
+        """
+        if unknown := sorted(set(self.arguments) - set(FILE_KEYS)):
+            raise UsageError(f"unknown key {unknown[0]} in the job file: it takes {', '.join(FILE_KEYS)}")
+        if not self.script and not any(self.command) and not self.arguments.get("entrypoint"):
+            raise UsageError("there is nothing to run: give a SCRIPT, or -- and a COMMAND")
+        if not re.fullmatch(r"[\w.-]+", self.arguments.get("submission_id", "x")):
+            raise UsageError("an --id may hold letters, digits, dots, dashes and underscores only")
+        if self.timeout is not None and self.timeout <= 0:
+            raise UsageError("--timeout must be more than 0 seconds")
+        for name in self._environment():
+            if _SECRET_NAME.search(name) and not self.allow_plain:
+                raise UsageError(
+                    f"{name} looks like a secret, and Ray shows a job's variables to everyone who may list jobs: "
+                    "mount it in the cluster instead, or give --allow-plain"
+                )
+        for name in (*self.tags, *self.arguments.get("metadata", {})):
+            if name in _RECORDED:
+                raise UsageError(f"the tag {name} is recorded by the client itself: take another name")
+
+    def _environment(self) -> dict[str, str]:
+        return {**self._runtime_env().get("env_vars", {}), **self.env}
+
+    def _runtime_env(self) -> Mapping[str, Any]:
+        return self.arguments.get("runtime_env") or {}
+
+    def folder(self) -> Path | None:
+        """The local folder the job runs in, absolute; None where the working_dir is a remote URI.
+
+        Raises:
+            UsageError: there is no such folder.
+        """
+        given = self.working_dir or self._runtime_env().get("working_dir") or "."
+        if "://" in str(given):
+            return None
+        folder = Path(os.path.abspath(given))
+        if not folder.is_dir():
+            raise UsageError(f"no such folder: {given} (--working-dir)")
+        return folder
+
+    def entrypoint(self, endpoint: Endpoint) -> str:
+        """The command line that is run, seen from the working directory.
+
+        Args:
+            endpoint: where; its Python runs a script.
+
+        Raises:
+            UsageError: there is no such script, or the job would not have it.
+        """
+        if self.script:
+            words = [endpoint.python, self._script_in_folder(self.script), *self.command]
+        else:
+            words = list(self.command)
+        line = shlex.join(words) if words else str(self.arguments["entrypoint"])
+        if self.timeout is None:
+            return line
+        if endpoint.in_place and not shutil.which("timeout"):
+            raise UsageError("--timeout needs the program `timeout` of GNU coreutils: install it")
+        run = line if words else "sh -c " + shlex.quote(line)
+        return f"timeout -k {_KILL_SECONDS} {self.timeout:g} {run}"
+
+    def check_files(self) -> None:
+        """Check that the folder and the script are there, before a cluster is asked anything.
+
+        Raises:
+            UsageError: one is not.
+        """
+        self.folder()
+        if self.script:
+            self._script_in_folder(self.script)
+
+    def _script_in_folder(self, script: str) -> str:
+        path = Path(os.path.abspath(script))
+        if not path.is_file():
+            raise UsageError(f"no such script: {script} (to run a command, put -- before it)")
+        folder = self.folder()
+        if folder is None:
+            return script
+        if not path.is_relative_to(folder):
+            raise UsageError(f"{script} is outside the working directory {folder}: give --working-dir a folder with it")
+        return path.relative_to(folder).as_posix()
+
+    def sdk_arguments(self, endpoint: Endpoint, working_dir: str) -> dict[str, Any]:
+        """The arguments of `JobSubmissionClient.submit_job`, with an id and all that is recorded.
+
+        Args:
+            endpoint: where the job is sent.
+            working_dir: the URI of the working directory there.
+        """
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS, **self._environment()}
+        arguments = {
+            **self.arguments,
+            "entrypoint": self.entrypoint(endpoint),
+            "runtime_env": {**self._runtime_env(), "working_dir": working_dir, "env_vars": environment},
+        }
+        arguments["runtime_env"].pop("excludes", None)  # done when packing
+        spec = {key: value for key, value in arguments.items() if key not in ("submission_id", "metadata")}
+        recorded = {
+            "user": getuser(),
+            "host": socket.gethostname(),
+            "client_version": client.__version__,
+            "spec_hash": hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest(),
+            **_git_state(self.folder()),
+        }
+        if self.timeout is not None:
+            recorded["timeout"] = f"{self.timeout:g}"
+        if self.name:
+            recorded["job_name"] = self.name
+        arguments["metadata"] = {**self.arguments.get("metadata", {}), **self.tags, **recorded}
+        arguments.setdefault("submission_id", f"job-{secrets.token_hex(5)}")
+        return arguments
+
+
+def _git_state(folder: Path | None) -> dict[str, str]:
+    """The commit a folder is at and whether tracked files differ from it; nothing outside a repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    commit, dirty, _ = done.stdout.strip().partition("-dirty")
+    return {"git_commit": commit, "git_dirty": str(bool(dirty)).lower()}
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML or JSON file that holds one mapping: a job file or a runtime_env.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UsageError: it cannot be read, or is something else.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} must hold names and values, not {type(data).__name__}")
+    return data

@@ -1,0 +1,256 @@
+"""The target `embedded`: a Ray head of the client's own, on this machine, in a directory of its own.
+
+    $TMPDIR/rw-UID/warm/        the head that `up embedded` keeps, at most one
+                   XXXXXX/      a cold head: it lives as long as one client
+                       lock     held by the head's keeper; a directory with a free lock is left over
+                       token    mode 0600, named to Ray by RAY_AUTH_TOKEN_PATH so that no environment holds it
+                       head.json, keeper.log, Ray's session_*
+
+The names are short because a Unix socket's path, deep inside, may have no more than 107 bytes.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO
+
+from client.errors import ClientError, TimedOut, Unreachable
+from client.targets import keeper
+from client.targets.endpoint import Endpoint, same_host_agent
+
+_HEAD = str(Path(__file__).with_name("head.py"))
+_START_SECONDS = 60.0
+_END_SECONDS = 30.0
+_FRESH_SECONDS = 30.0  # a directory younger than this may not have taken its lock yet
+_LONGEST_BASE = 30  # bytes of $TMPDIR that leave room for Ray's socket names
+
+# An address or a token meant for another Ray would lead the head's own processes there.
+_NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS", "RAY_JOB_HEADERS")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What head.json holds."""
+
+    dashboard_port: int
+    agent_port: int
+    python: str
+
+
+def _base() -> Path:
+    """The folder of all heads of this user; nobody else can read it or put anything there."""
+    tmp = tempfile.gettempdir()
+    base = Path(tmp if len(tmp) <= _LONGEST_BASE else "/tmp") / f"rw-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    status = base.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077 or base.is_symlink():
+        raise ClientError(f"{base} is not a private folder of yours: remove it, or set TMPDIR to another folder")
+    return base
+
+
+def _lock(directory: Path) -> int | None:
+    """Take a head's lock: a descriptor to close or hand on, or None where its keeper holds it."""
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sweep(base: Path) -> None:
+    """Remove what a head left whose keeper was killed together with it."""
+    for directory in base.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - directory.stat().st_mtime < _FRESH_SECONDS:
+                continue
+            if (descriptor := _lock(directory)) is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+                os.close(descriptor)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now. Should another take one first, the head does not start, and says so."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _start(directory: Path, lock: int, *, stdin: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
+    """Start a head under a keeper that inherits the lock. Returns the keeper and what both print."""
+    token = os.open(directory / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(token, secrets.token_hex(32).encode())
+    os.close(token)
+    dashboard, agent, *metrics = _free_ports(4)
+    head = [sys.executable, "-P", _HEAD, str(directory), str(dashboard), str(agent)]
+    environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "AUTOSCALER_METRIC_PORT": str(metrics[0]),
+        "DASHBOARD_METRIC_PORT": str(metrics[1]),
+        # A driver's exit would wait for its last task events, which nobody reads here.
+        "RAY_task_events_shutdown_flush_timeout_ms": "0",
+    }
+    partial = directory / "head.part"
+    partial.write_text(json.dumps(asdict(_Head(dashboard, agent, sys.executable))))
+    partial.rename(directory / "head.json")
+    log = open(directory / "keeper.log", "w+b")
+    process = subprocess.Popen(
+        [sys.executable, "-P", keeper.__file__, str(directory), *head],
+        stdin=stdin,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+        pass_fds=[lock],
+    )
+    os.close(lock)
+    return process, log
+
+
+def _head(directory: Path) -> _Head:
+    return _Head(**json.loads((directory / "head.json").read_text()))
+
+
+def _takes_jobs(head: _Head) -> bool:
+    """True once the head's raylet and its job agent are up: a job sent earlier waits half a second more."""
+    connection = HTTPConnection("127.0.0.1", head.agent_port, timeout=5)
+    try:
+        connection.request("GET", "/api/local_raylet_healthz")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _wait_ready(directory: Path, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+    """Wait until the head takes jobs.
+
+    Raises:
+        Unreachable: it ended first, or is not ready within a minute.
+    """
+    head, deadline = _head(directory), time.monotonic() + _START_SECONDS
+    while not _takes_jobs(head):
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            last = log.read().decode(errors="replace").strip().rpartition("\n")[2] or "it printed nothing"
+            raise Unreachable(f"the embedded Ray did not start: {last} (is the machine out of memory, disk or ports?)")
+        time.sleep(0.02)
+
+
+def _endpoint(directory: Path, ready: Callable[[], None] = lambda: None, *, cold: bool = False) -> Endpoint:
+    head = _head(directory)
+    url = f"http://127.0.0.1:{head.dashboard_port}"
+    return Endpoint(
+        address="embedded",
+        url=url,
+        agent=same_host_agent(url),
+        headers={"Authorization": f"Bearer {(directory / 'token').read_text()}"},
+        python=head.python,
+        in_place=True,
+        ends_with_us=cold,
+        ready=ready,
+    )
+
+
+@contextmanager
+def cold() -> Iterator[Endpoint]:
+    """Start a head and yield its endpoint at once. It ends with the context, and in any case with this process."""
+    base = _base()
+    _sweep(base)
+    directory = Path(tempfile.mkdtemp(dir=base))
+    lock = _lock(directory)
+    assert lock is not None, "nobody else knows this directory"
+    process, log = _start(directory, lock, stdin=subprocess.PIPE)
+    try:
+        yield _endpoint(directory, lambda: _wait_ready(directory, process, log), cold=True)
+    finally:
+        log.close()
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(_END_SECONDS)
+
+
+def warm() -> Endpoint | None:
+    """The endpoint of the head that `up embedded` keeps, or None."""
+    directory = _base() / "warm"
+    with suppress(FileNotFoundError):
+        if (lock := _lock(directory)) is None:
+            return _endpoint(directory)
+        os.close(lock)
+    return None
+
+
+def up() -> bool:
+    """Start the warm head, or wait for the one that is there.
+
+    Returns:
+        True where it was started by this call.
+
+    Raises:
+        Unreachable: it did not start.
+        TimedOut: another process' start did not finish within a minute.
+    """
+    base = _base()
+    _sweep(base)
+    directory, deadline = base / "warm", time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):  # the one before is on its way out
+            if (lock := _lock(directory)) is not None:
+                _empty(directory)
+                process, log = _start(directory, lock, stdin=subprocess.DEVNULL)
+                with log:
+                    _wait_ready(directory, process, log)
+                return True
+            if _takes_jobs(_head(directory)):
+                return False
+        time.sleep(0.05)
+    raise TimedOut(f"a head is being started in {directory} and is not ready: try `down embedded`, then `up embedded`")
+
+
+def _empty(directory: Path) -> None:
+    """Remove what a killed head left in the folder that the next one uses."""
+    for path in directory.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def down() -> bool:
+    """End the warm head with everything it started, and nothing else.
+
+    Returns:
+        False where there is none.
+
+    Raises:
+        TimedOut: it did not end.
+    """
+    directory, deadline = _base() / "warm", time.monotonic() + _END_SECONDS
+    if warm() is None:
+        return False
+    # The lock is held, so the process id in it is the keeper's and no other's.
+    os.kill(int((directory / "lock").read_text()), signal.SIGTERM)
+    while time.monotonic() < deadline:
+        if warm() is None:
+            return True
+        time.sleep(0.02)
+    raise TimedOut(f"the head in {directory} did not end within {_END_SECONDS:.0f} s: run `down embedded` again")

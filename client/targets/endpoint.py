@@ -1,0 +1,49 @@
+"""What every target yields: all that the rest of the client may know of where a job runs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+
+def same_host_agent(url: str) -> Callable[[str], str | None]:
+    """Reach a node agent directly where it shares the dashboard's host, and nowhere else.
+
+    A job's record names its agent by an address of the cluster's own network. From outside, the same address may
+    belong to a stranger, who must not be sent the token.
+
+    Args:
+        url: the dashboard's base URL.
+
+    Returns:
+        A function from an agent's address, as in the job's record, to the URL to use or None.
+    """
+    host = urlsplit(url).hostname
+    own = {host, "127.0.0.1"} if host == "localhost" else {host}
+    return lambda agent: agent if urlsplit(agent).hostname in own else None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where jobs are sent, and how.
+
+    Attributes:
+        address: what to give as --address to come back here.
+        url: the base URL of the dashboard's HTTP API.
+        agent: from a node agent's address (a job's `driver_agent_http_address`) to a URL that reaches it, or None.
+        headers: sent with every request; holds the token.
+        verify: TLS, as `requests` takes it: True, False or a CA file.
+        python: the interpreter that runs a SCRIPT there.
+        in_place: jobs run in the working directory itself, so nothing is uploaded.
+        ends_with_us: the cluster ends when this client does.
+        ready: waits until jobs are taken; raises Unreachable where that will not be.
+    """
+
+    address: str
+    url: str
+    agent: Callable[[str], str | None]
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    verify: bool | str = True
+    python: str = "python"
+    in_place: bool = False
+    ends_with_us: bool = False
+    ready: Callable[[], None] = lambda: None

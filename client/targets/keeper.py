@@ -1,0 +1,95 @@
+"""The process that keeps an embedded Ray head, and ends it with all that it started.
+
+Run by path, with its directory as the only argument of its own and the command of the head behind it:
+
+    python -P keeper.py DIRECTORY COMMAND...
+
+It ends when its standard input does, where that is a pipe (the client left, in whatever way), on SIGTERM, or when the
+head ends by itself. Its process id stands in DIRECTORY/lock, which it inherits locked. Ray's own way out asks each
+process in turn and waits a second for those that do not listen; nothing here outlives the head, so every descendant is
+killed at once and the directory removed.
+"""
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+_POLL_SECONDS = 1.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _adopt_orphans() -> None:
+    """Make every orphan below us our child, so that a driver's daemon is found too (Linux, prctl(2))."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _reap() -> None:
+    """Collect dead children, the head among them."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _end_descendants() -> None:
+    """Kill until none is left: a process may fork between the look and the kill."""
+    me = psutil.Process()
+    while alive := [p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]:
+        for process in alive:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+        psutil.wait_procs(alive, timeout=1)
+        _reap()
+
+
+def _client_left() -> bool:
+    """Wait a moment; true once nobody holds the other end of our standard input."""
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        return bool(select.select([0], [], [], _POLL_SECONDS)[0])
+    time.sleep(_POLL_SECONDS)
+    return False
+
+
+def main(directory: Path, command: list[str]) -> None:
+    """Run the head until it is time to end it.
+
+    Args:
+        directory: what to remove afterwards.
+        command: the head, as a command that stays in the foreground.
+    """
+
+    def leave(*_: object) -> None:
+        raise SystemExit
+
+    signal.signal(signal.SIGTERM, leave)
+    (directory / "lock").write_text(str(os.getpid()))
+    _adopt_orphans()
+    try:
+        head = psutil.Process(subprocess.Popen(command, stdin=subprocess.DEVNULL).pid)
+        while head.is_running() and head.status() != psutil.STATUS_ZOMBIE:
+            _reap()
+            if _client_left():
+                break
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _end_descendants()
+        # Renamed first: the name is free for a new head before the last file is gone.
+        ended = directory.rename(f"{directory}.{os.getpid()}")
+        shutil.rmtree(ended, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,57 @@
+"""The target `http(s)://...`: any Ray head, port-forward or ingress that serves the dashboard's API."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from client.errors import UsageError
+from client.targets.endpoint import Endpoint, same_host_agent
+
+
+def find_token() -> str | None:
+    """The token that Ray's own tools would use.
+
+    Returns:
+        The value of RAY_AUTH_TOKEN, else the content of the file RAY_AUTH_TOKEN_PATH names, else of
+        ~/.ray/auth_token (the order of ray/_private/authentication), or None.
+
+    Raises:
+        UsageError: the named file cannot be read.
+    """
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return path.read_text().strip() or None
+    except OSError as error:
+        if named:
+            raise UsageError(f"RAY_AUTH_TOKEN_PATH names {named}, which cannot be read: {error.strerror}") from error
+        return None
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Endpoint]:
+    """Yield the endpoint at an http or https URL. Nothing is asked of it yet.
+
+    Args:
+        address: the URL; a trailing slash does not count.
+
+    Raises:
+        UsageError: it is not a URL with a host, or holds a user name or password.
+    """
+    url = address.rstrip("/")
+    try:
+        parts = urlsplit(url)
+        valid = bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{address} is not a usable address: give one like http://127.0.0.1:8265")
+    if parts.username or parts.password:
+        raise UsageError("an address must not hold a password: give the token in RAY_AUTH_TOKEN_PATH instead")
+    token = find_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    yield Endpoint(address=url, url=url, agent=same_host_agent(url), headers=headers)

@@ -1,0 +1,114 @@
+"""One HTTP session to a cluster: every call has a timeout, and its failures are errors of ours."""
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
+from client.targets.endpoint import Endpoint
+
+_TIMEOUT = (5.0, 10.0)  # seconds to connect, and between two bytes of an answer
+_LOOPBACK = ("127.", "localhost", "::1")
+
+
+def _session(endpoint: Endpoint) -> requests.Session:
+    """A session that takes nothing from the environment unseen: a .netrc would replace the token."""
+    session = requests.Session()
+    session.trust_env = False
+    session.headers.update(endpoint.headers)
+    session.verify = endpoint.verify
+    if endpoint.verify is True:
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    if not (urlsplit(endpoint.url).hostname or "").startswith(_LOOPBACK):
+        session.proxies.update(requests.utils.get_environ_proxies(endpoint.url))
+    # What never reached the server is sent again, and what may be repeated; POST and PUT are repeated by their callers.
+    retry = Retry(
+        total=3,
+        read=1,
+        backoff_factor=0.1,
+        status_forcelist=(502, 503, 504),
+        allowed_methods=("GET",),
+        raise_on_status=False,
+        respect_retry_after_header=False,
+    )
+    adapter = HTTPAdapter(max_retries=retry)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+class Transport:
+    """Sends requests to one endpoint."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Make no request yet.
+
+        Args:
+            endpoint: where to.
+        """
+        self.endpoint = endpoint
+        self._http = _session(endpoint)
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Send one request.
+
+        Args:
+            method: of HTTP.
+            path: below the endpoint's URL, or a whole URL.
+            **options: as `requests.request` takes them.
+
+        Returns:
+            The answer, where it is not one of the errors below.
+
+        Raises:
+            NotAuthorised: 401 or 403.
+            Unreachable: no answer, a gateway's error, or one that is not Ray's.
+        """
+        url = path if "://" in path else self.endpoint.url + path
+        try:
+            response = self._http.request(method, url, **{"timeout": _TIMEOUT, **options})
+        except requests.exceptions.SSLError as error:
+            raise Unreachable(
+                f"{self.endpoint.url} cannot be trusted: {reason(error)} (set REQUESTS_CA_BUNDLE to its CA file)"
+            ) from error
+        except requests.RequestException as error:
+            raise Unreachable(
+                f"{self.endpoint.url} does not answer: {reason(error)} (is the address right?)"
+            ) from error
+        if response.status_code in (401, 403):
+            raise NotAuthorised(_refusal(response, bool(self.endpoint.headers)))
+        if response.status_code in (429, 502, 503, 504):
+            raise Unreachable(f"{self.endpoint.url} answers {response.status_code}: try again in a moment")
+        return response
+
+
+def refused(response: requests.Response) -> ClientError:
+    """The error for an answer of 4xx or 5xx: its last line is the cause, what is above it the server's traceback."""
+    last = response.text.strip().rpartition("\n")[2][:500] or response.reason
+    if response.status_code == 400:
+        return UsageError(f"the cluster refused the request: {last}")
+    return ClientError(f"the cluster answered {response.status_code}: {last}")
+
+
+def _refusal(response: requests.Response, had_token: bool) -> str:
+    if not response.text.startswith(("Unauthorized:", "Forbidden:")):
+        host = urlsplit(response.url).netloc
+        return f"{host} answers {response.status_code}, and it is not Ray that does: log in there first"
+    if had_token:
+        return "the cluster refused the token: put its own into the file that RAY_AUTH_TOKEN_PATH names"
+    return "the cluster wants a token: put it into a file, and name that in RAY_AUTH_TOKEN_PATH"
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause in a few words, without object addresses."""
+    while (
+        inner := error.__cause__
+        or error.__context__
+        or next((a for a in error.args if isinstance(a, BaseException)), None)
+    ):
+        error = inner
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rpartition(": ")[2]

@@ -1,0 +1,125 @@
+"""client/follow.py: nothing of a log is lost or comes twice, whatever happens to the connections."""
+
+import shlex
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from client import follow
+from client.ray_jobs import JobRecord, RayJobs
+from client.targets.endpoint import Endpoint
+from jobs import progress
+from tests.client.conftest import via_proxy
+from tests.client.proxy import FaultProxy
+
+ROOT = Path(__file__).parents[2]
+Fault = Callable[[FaultProxy], None]
+
+
+def _set(**faults: object) -> Fault:
+    def apply(proxy: FaultProxy) -> None:
+        for name, value in faults.items():
+            setattr(proxy.faults, name, value)
+
+    return apply
+
+
+FAULTS: dict[str, Fault] = {
+    "cut_after_seconds": _set(cut_after_seconds=2.0),
+    "cut_after_bytes": _set(cut_after_bytes=300_000),
+    "silent_after_bytes": _set(silent_after_bytes=1_000_000),
+    "false_end_bytes": _set(false_end_bytes=20_000, match="/logs/"),
+    "refused": lambda proxy: proxy.refuse(10),
+}
+JOBS = {
+    "numbered": ["--lines", "100000", "--rate", "0"],
+    "same": ["--lines", "100000", "--rate", "0", "--same"],
+    # In the middle of these a line of 5 MB, and every byte there is.
+    "bytes": ["--lines", "100", "--rate", "0", "--long", "5000000", "--binary"],
+    "bars": ["--lines", "2000", "--rate", "500", "--bars"],
+}
+
+
+@dataclass
+class Followed:
+    log: bytearray = field(default_factory=bytearray)
+    result: follow.JobResult | None = None
+    fired: Counter[str] = field(default_factory=Counter)
+
+
+def start(jobs: RayJobs, entrypoint: str) -> JobRecord:
+    """Submit over plain HTTP, and wait until the driver runs."""
+    from client.ray_sdk import submit_job
+
+    arguments = {"entrypoint": entrypoint, "submission_id": f"t{time.monotonic_ns()}"}
+    submit_job(jobs._submit_request, arguments)
+    while (job := jobs.get(str(arguments["submission_id"]))).status == "PENDING":
+        time.sleep(0.05)
+    return job
+
+
+@pytest.fixture(scope="module")
+def followed(head: Endpoint, jobs: RayJobs) -> dict[tuple[str, str, str], Followed]:
+    """Every job followed through every fault, all at once, by the agent's way and by the dashboard's."""
+    runs: dict[tuple[str, str, str], Followed] = {}
+    threads = []
+    with ExitStack() as stack:
+        for name, arguments in JOBS.items():
+            # Slowly enough to be cut in the middle: the log comes in ten parts over ten seconds.
+            script = shlex.join([sys.executable, str(ROOT / "jobs" / "progress.py"), *arguments])
+            throttle = (
+                "import sys,time\nfor part in iter(lambda: sys.stdin.buffer.read(250000), b''):\n"
+                " sys.stdout.buffer.write(part); sys.stdout.buffer.flush(); time.sleep(1)"
+            )
+            job = start(jobs, f"{script} | {sys.executable} -c {shlex.quote(throttle)}")
+            for way in ("agent", "dashboard"):
+                for fault, apply in FAULTS.items():
+                    if way == "dashboard" and fault in ("cut_after_bytes", "silent_after_bytes", "false_end_bytes"):
+                        continue  # there a log longer than the cut cannot come through: it has no Range
+                    assert job.agent
+                    through, *proxies = stack.enter_context(via_proxy(head, job.agent if way == "agent" else None))
+                    run = runs[name, way, fault] = Followed(fired=Counter())
+                    threads.append(threading.Thread(target=_follow, args=(through, proxies, apply, job, run)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return runs
+
+
+def _follow(jobs: RayJobs, proxies: list[FaultProxy], apply: Fault, job: JobRecord, run: Followed) -> None:
+    for proxy in proxies:
+        apply(proxy)
+    run.result = follow.follow(jobs, job.submission_id, run.log.extend)
+    for proxy in proxies:
+        run.fired += proxy.fired
+
+
+def _cases() -> Iterator[tuple[str, str, str]]:
+    for name in JOBS:
+        for fault in FAULTS:
+            yield name, "agent", fault
+        for fault in ("cut_after_seconds", "refused"):
+            yield name, "dashboard", fault
+
+
+@pytest.mark.parametrize(("name", "way", "fault"), list(_cases()))
+def test_every_byte_comes_once_and_in_order(
+    followed: dict[tuple[str, str, str], Followed], name: str, way: str, fault: str
+) -> None:
+    run = followed[name, way, fault]
+    expected = b"".join(progress.output(progress.parse(JOBS[name])))
+    head_line, _, log = bytes(run.log).partition(b"\n")
+    assert head_line.startswith(b"Running entrypoint for job ")
+    assert len(log) == len(expected)
+    assert log == expected
+    assert run.result is not None and run.result.exit_code == 0
+    too_small = name == "bars" and fault.endswith("_bytes")
+    assert run.fired[fault] or too_small, "the fault never happened: the test shows nothing"

@@ -1,0 +1,792 @@
+import ctypes
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from client import package
+from client.errors import UsageError
+from client.package import LIMIT, Listing, listing, pack
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _own_git_and_temp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(home / ".gitconfig"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path_factory.getbasetemp()))
+    temp = tmp_path_factory.mktemp("temp")
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
+
+
+@pytest.fixture(params=["git", "walk"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A tree to upload: once a git repository, once not, for what must hold in both."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    if request.param == "git":
+        git(tree, "init", "-q")
+    return tree
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    tree = tmp_path / "repo"
+    tree.mkdir()
+    git(tree, "init", "-q")
+    return tree
+
+
+def git(directory: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
+    subprocess.run(["git", *identity, *arguments], cwd=directory, check=True, capture_output=True)
+
+
+def write(root: Path, *paths: str, text: str = "x") -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+def paths(found: Listing) -> list[str]:
+    return [entry.path for entry in found.entries]
+
+
+def zips() -> list[Path]:
+    return list(Path(tempfile.gettempdir()).iterdir())
+
+
+def one_line(error: pytest.ExceptionInfo[UsageError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# What git rules
+
+
+def test_a_listing_says_path_source_and_size_sorted_by_path(root: Path) -> None:
+    write(root, "a/x", "a-b", "a.py", text="four")
+    found = listing(root)
+    assert paths(found) == ["a-b", "a.py", "a/x"]
+    assert [entry.source for entry in found.entries] == [root / "a-b", root / "a.py", root / "a/x"]
+    assert [entry.size for entry in found.entries] == [4, 4, 4]
+    assert (found.root, found.size, found.withheld) == (root, 12, ())
+
+
+def test_a_relative_root_is_made_absolute(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, "a")
+    monkeypatch.chdir(root)
+    found = listing(Path("."))
+    assert (found.root, found.entries[0].source) == (root, root / "a")
+
+
+def test_largest_names_the_biggest_first(root: Path) -> None:
+    for count in (3, 1, 2):
+        write(root, f"f{count}", text="x" * count)
+    assert [entry.path for entry in listing(root).largest(2)] == ["f3", "f2"]
+
+
+def test_a_gitignore_above_the_root_counts(repo: Path) -> None:
+    write(repo, ".gitignore", text="*.log\n/sub/data/\n")
+    write(repo, "sub/a.py", "sub/a.log", "sub/data/x", "outside.py")
+    assert paths(listing(repo / "sub")) == ["a.py"]
+
+
+def test_info_exclude_and_global_excludes_count(repo: Path) -> None:
+    write(repo, ".git/info/exclude", text="mine\n")
+    write(repo, "global", text="theirs\n")
+    git(repo, "config", "core.excludesFile", str(repo / "global"))
+    write(repo, "mine", "theirs", "ours")
+    assert paths(listing(repo)) == ["global", "ours"]
+
+
+def test_a_nested_gitignore_can_negate(root: Path) -> None:
+    write(root, ".gitignore", text="*.csv\n")
+    write(root, "keep/.gitignore", text="!*.csv\n")
+    write(root, "a.csv", "keep/b.csv", "keep/deeper/c.csv")
+    assert paths(listing(root)) == [".gitignore", "keep/.gitignore", "keep/b.csv", "keep/deeper/c.csv"]
+
+
+def test_a_nested_gitignore_rules_only_its_own_directory(root: Path) -> None:
+    write(root, "a/.gitignore", text="/x\ny/z\n!\n")
+    write(root, "a/x", "a/b/x", "a/y/z", "y/z", "x")
+    assert paths(listing(root)) == ["a/.gitignore", "a/b/x", "x", "y/z"]
+
+
+def test_a_directory_that_is_ignored_is_not_entered(root: Path) -> None:
+    write(root, ".gitignore", text="out/\n!out/keep\n")
+    write(root, "out/keep", "out/.gitignore", "a")
+    assert paths(listing(root)) == [".gitignore", "a"]
+
+
+def test_to_git_a_link_is_no_directory(root: Path, tmp_path: Path) -> None:
+    write(tmp_path, "far/x")
+    write(root, ".gitignore", text="data/\n")
+    (root / "data").symlink_to(tmp_path / "far")
+    assert paths(listing(root)) == [".gitignore", "data/x"]
+
+
+def test_a_tracked_file_that_is_ignored_is_included(repo: Path) -> None:
+    write(repo, "kept.log", "lost.log", "a")
+    git(repo, "add", "kept.log")
+    write(repo, ".gitignore", text="*.log\n")
+    assert paths(listing(repo)) == [".gitignore", "a", "kept.log"]
+
+
+def test_a_tracked_file_that_was_deleted_is_skipped(repo: Path) -> None:
+    write(repo, "gone", "dir/gone", "here")
+    git(repo, "add", ".")
+    (repo / "gone").unlink()
+    shutil.rmtree(repo / "dir")
+    assert paths(listing(repo)) == ["here"]
+
+
+def test_a_repository_in_the_repository_follows_its_own_rules(repo: Path) -> None:
+    write(repo, "inner/a", "inner/b.tmp")
+    git(repo / "inner", "init", "-q")
+    write(repo, "inner/.git/info/exclude", text="*.tmp\n")
+    assert paths(listing(repo)) == ["inner/a"]
+
+
+def test_a_submodule_is_listed(repo: Path, tmp_path: Path) -> None:
+    write(tmp_path, "lib/code.py", "lib/deep/er.py")
+    git(tmp_path / "lib", "init", "-q")
+    git(tmp_path / "lib", "add", ".")
+    git(tmp_path / "lib", "commit", "-qm", "x")
+    git(repo, "submodule", "add", "-q", str(tmp_path / "lib"), "vendor/lib")
+    write(repo, "vendor/lib/new.py")
+    assert paths(listing(repo)) == [
+        ".gitmodules",
+        "vendor/lib/code.py",
+        "vendor/lib/deep/er.py",
+        "vendor/lib/new.py",
+    ]
+
+
+def test_a_submodule_that_was_not_checked_out_is_walked(repo: Path, tmp_path: Path) -> None:
+    write(tmp_path, "lib/code.py")
+    git(tmp_path / "lib", "init", "-q")
+    git(tmp_path / "lib", "add", ".")
+    git(tmp_path / "lib", "commit", "-qm", "x")
+    git(repo, "submodule", "add", "-q", str(tmp_path / "lib"), "lib")
+    git(repo, "submodule", "deinit", "-q", "-f", "lib")
+    assert (repo / "lib").is_dir()
+    assert paths(listing(repo)) == [".gitmodules"]
+    write(repo, "lib/put-there")
+    assert paths(listing(repo)) == [".gitmodules", "lib/put-there"]
+
+
+def test_a_link_to_what_git_ignores_brings_it(repo: Path) -> None:
+    write(repo, ".gitignore", text="cache/\n")
+    write(repo, "cache/v1/x")
+    (repo / "data").symlink_to("cache/v1")
+    assert paths(listing(repo)) == [".gitignore", "data/x"]
+
+
+def test_a_tracked_directory_that_became_a_link_is_followed(repo: Path, tmp_path: Path) -> None:
+    write(repo, "data/old")
+    git(repo, "add", ".")
+    shutil.rmtree(repo / "data")
+    write(tmp_path, "far/new")
+    (repo / "data").symlink_to(tmp_path / "far")
+    assert paths(listing(repo)) == ["data/new"]
+
+
+def test_a_root_that_git_ignores_itself_is_listed_all_the_same(repo: Path) -> None:
+    write(repo, ".gitignore", text="build/\n")
+    write(repo, "build/job/a", "build/job/b.log")
+    write(repo, "build/job/.gitignore", text="*.log\n")
+    assert paths(listing(repo / "build/job")) == [".gitignore", "a"]
+
+
+def test_a_git_hooks_environment_changes_nothing(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "other/x")
+    git(tmp_path / "other", "init", "-q")
+    write(repo, "a", "b.log")
+    write(repo, ".git/info/exclude", text="*.log\n")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other/.git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert paths(listing(repo)) == ["a"]
+
+
+def test_a_repository_git_cannot_read_is_an_error_and_not_a_walk(repo: Path) -> None:
+    write(repo, "a")
+    git(repo, "add", "a")
+    (repo / ".git/index").write_bytes(b"not an index")
+    with pytest.raises(UsageError, match="git cannot list") as error:
+        listing(repo)
+    assert "index" in one_line(error)
+
+
+def test_without_git_on_the_path_the_tree_is_walked(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(repo, ".gitignore", text="*.log\n")
+    write(repo, ".git/info/exclude", text="a\n")
+    write(repo, "a", "b.log", "sub/c.log")
+    monkeypatch.setenv("PATH", "")
+    assert paths(listing(repo)) == [".gitignore", "a"]
+
+
+# .rayignore and excludes on top
+
+
+def test_rayignore_leaves_out_more(root: Path) -> None:
+    write(root, ".rayignore", text="*.bin\n/docs/\n!small.bin\n")
+    write(root, "sub/.rayignore", text="/only-here\n!mid.bin\n")
+    write(root, "a.py", "big.bin", "small.bin", "docs/x", "sub/docs/x", "sub/only-here", "only-here", "sub/mid.bin")
+    write(root, "mid.bin")
+    assert paths(listing(root)) == [
+        ".rayignore", "a.py", "only-here", "small.bin", "sub/.rayignore", "sub/docs/x", "sub/mid.bin",
+    ]  # fmt: skip
+
+
+def test_rayignore_applies_to_tracked_files(repo: Path) -> None:
+    write(repo, ".rayignore", text="notes/\n")
+    write(repo, "notes/x", "a")
+    git(repo, "add", ".")
+    assert paths(listing(repo)) == [".rayignore", "a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "back"),
+    [
+        ("!model.bin", ["model.bin", "out/model.bin"]),
+        ("!/model.bin", ["model.bin"]),
+        ("!out/model.bin", ["out/model.bin"]),
+        ("!out/", ["out/log.txt", "out/model.bin"]),
+        ("!out/**", ["out/log.txt", "out/model.bin"]),
+        ("!*.nothing", []),
+    ],
+)
+def test_rayignore_brings_back_what_git_ignores(root: Path, line: str, back: list[str]) -> None:
+    write(root, ".gitignore", text="*.bin\nout/\n")
+    write(root, ".rayignore", text=f"{line}\n")
+    write(root, "model.bin", "out/model.bin", "out/log.txt", "out/.env", "out/__pycache__/x.pyc")
+    assert paths(listing(root)) == [".gitignore", ".rayignore", *back]
+
+
+def test_a_directory_brought_back_comes_in_spite_of_its_own_gitignore(root: Path) -> None:
+    write(root, ".gitignore", text="cache/\n")
+    write(root, ".rayignore", text="!cache/\n")
+    write(root, "cache/.gitignore", text="*\n")
+    write(root, "cache/a")
+    assert "cache/a" in paths(listing(root))
+
+
+def test_the_last_line_that_matches_wins(root: Path) -> None:
+    write(root, ".rayignore", text="data/\n!data/keep.csv\n*.tmp\n!data/a.tmp\na.tmp\n")
+    write(root, "data/keep.csv", "data/x.csv", "data/a.tmp")
+    assert paths(listing(root)) == [".rayignore", "data/keep.csv"]
+
+
+def test_excludes_come_last_and_only_undo_ignore_lines(root: Path) -> None:
+    write(root, ".gitignore", text="ignored\n")
+    write(root, ".rayignore", text="*.a\n!b.b\n")
+    write(root, "x.a", "y.a", "b.b", "sub/c", "c", "ignored", ".env")
+    found = listing(root, ["*.b", "/c", "!x.a", "!ignored", "!.env"])
+    assert paths(found) == [".gitignore", ".rayignore", "sub/c", "x.a"]
+    assert found.withheld == (".env",)
+
+
+def test_excludes_can_undo_themselves_below_a_directory(root: Path) -> None:
+    write(root, "data/keep", "data/drop", "a")
+    assert paths(listing(root, ["/data/", "!/data/keep"])) == ["a", "data/keep"]
+
+
+def test_excludes_do_not_weaken_a_line_that_brings_back(root: Path) -> None:
+    write(root, ".rayignore", text="!.env\n")
+    write(root, ".env")
+    assert paths(listing(root, ["!.env"])) == [".env", ".rayignore"]
+
+
+def test_an_ignore_file_may_have_a_byte_order_mark_and_crlf(root: Path) -> None:
+    for name in (".gitignore", ".rayignore"):
+        (root / name).write_bytes(f"\ufeffby{name}\r\nmore{name}\r\n".encode())
+    write(root, "by.gitignore", "by.rayignore", "more.gitignore", "more.rayignore")
+    assert paths(listing(root)) == [".gitignore", ".rayignore"]
+
+
+@pytest.mark.parametrize("line", ["!", "a\\"])
+def test_a_line_that_is_no_pattern_is_an_error(root: Path, line: str) -> None:
+    write(root, "sub/.rayignore", text=f"{line}\n")
+    with pytest.raises(UsageError, match=r"sub/\.rayignore: .* is not a gitignore pattern") as error:
+        listing(root)
+    one_line(error)
+    (root / "sub/.rayignore").unlink()
+    with pytest.raises(UsageError, match=r"excludes: .* is not a gitignore pattern"):
+        listing(root, [line])
+
+
+# What never goes up
+
+
+def test_rays_default_excludes_stay_out_until_named(root: Path) -> None:
+    write(root, "a.py", "__pycache__/a.pyc", "sub/__pycache__/b.pyc", ".venv/bin/x", "venv/y", "sub/venv/z")
+    assert paths(listing(root)) == ["a.py"]
+    write(root, ".rayignore", text="!/venv/\n")
+    found = listing(root)
+    assert paths(found) == [".rayignore", "a.py", "venv/y"]
+    assert found.withheld == ()
+
+
+@pytest.mark.parametrize("line", ["!.git", "!.git/", "!.git/**", "!**", "!config"])
+def test_nothing_brings_git_back(repo: Path, line: str) -> None:
+    write(repo, ".rayignore", text=f"{line}\n")
+    write(repo, "sub/.git/config")
+    assert [path for path in paths(listing(repo)) if ".git" in path.split("/")] == []
+
+
+SECRETS = [
+    ".env", ".env.local", ".env.x\ny", ".env.example.local", "server.pem", "tls.key", "a.p12", "a.pfx", "id_rsa",
+    "id_dsa", "id_ecdsa", "id_ed25519", ".netrc", ".pypirc", ".npmrc", "application_default_credentials.json",
+    "CERT.PEM",
+]  # fmt: skip
+SECRET_DIRECTORIES = [".ssh/", ".aws/", ".kube/", ".gnupg/"]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("place", ["", "deep/er\n/"])
+def test_a_secret_is_withheld_named_once_and_brought_back_by_name(root: Path, place: str, secret: str) -> None:
+    write(root, "a.py", place + secret)
+    found = listing(root)
+    assert paths(found) == ["a.py"]
+    assert found.withheld == (place + secret,)
+    write(root, ".rayignore", text="!" + secret.replace("\n", "?") + "\n")
+    found = listing(root)
+    assert paths(found) == [".rayignore", "a.py", place + secret] if place else sorted([".rayignore", "a.py", secret])
+    assert found.withheld == ()
+
+
+@pytest.mark.parametrize("secret", SECRET_DIRECTORIES)
+def test_a_secret_directory_is_withheld_named_once_and_brought_back(root: Path, secret: str) -> None:
+    write(root, "a.py", f"sub/{secret}one", f"sub/{secret}two", f"sub/{secret}id_rsa")
+    found = listing(root)
+    assert paths(found) == ["a.py"]
+    assert found.withheld == (f"sub/{secret}",)
+    write(root, ".rayignore", text=f"!{secret}\n")
+    found = listing(root)
+    assert paths(found) == [".rayignore", "a.py", f"sub/{secret}one", f"sub/{secret}two"]
+    assert found.withheld == (f"sub/{secret}id_rsa",)
+
+
+@pytest.mark.parametrize(
+    "name", [".env.example", ".env.sample", ".env.template", "env", ".envrc", "a.pub", "key", ".aws"]
+)
+def test_what_only_looks_like_a_secret_goes_up(root: Path, name: str) -> None:
+    write(root, name)
+    assert paths(listing(root)) == [name]
+
+
+@pytest.mark.parametrize("line", ["!*", "!**", "!/src/**", "!src/", "!src/*", "!.*", "!*.*"])
+def test_a_line_that_names_no_secret_brings_none_back(root: Path, line: str) -> None:
+    write(root, ".rayignore", text=f"/*\n!/src/\n{line}\n")
+    write(root, "src/a.py", "src/.env", "src/__pycache__/x.pyc", "other.py")
+    found = listing(root)
+    assert "src/a.py" in paths(found)
+    assert not {"src/.env", "src/__pycache__/x.pyc"} & set(paths(found))
+    assert found.withheld == ("src/.env",)
+
+
+def test_a_tracked_secret_is_withheld(repo: Path) -> None:
+    write(repo, ".env", "a")
+    git(repo, "add", ".")
+    assert listing(repo).withheld == (".env",)
+
+
+def test_secrets_that_are_ignored_anyway_are_not_reported(root: Path) -> None:
+    write(root, ".gitignore", text=".env\nout/\n")
+    write(root, ".rayignore", text="*.pem\n!out/x\n")
+    write(root, ".env", "out/tls.key", "out/x", "a.pem", "id_rsa")
+    found = listing(root)
+    assert paths(found) == [".gitignore", ".rayignore", "out/x"]
+    assert found.withheld == ("id_rsa",)
+
+
+# Links, odd files, odd names
+
+
+def test_a_link_to_a_file_stands_for_the_file(root: Path, tmp_path: Path) -> None:
+    write(tmp_path, "far.txt", text="from afar")
+    (root / "near.txt").symlink_to(tmp_path / "far.txt")
+    found = listing(root)
+    assert [(entry.path, entry.size) for entry in found.entries] == [("near.txt", 9)]
+    with pack(found) as packed, zipfile.ZipFile(packed.path) as archive:
+        assert archive.read("near.txt") == b"from afar"
+        assert stat.S_ISREG(archive.getinfo("near.txt").external_attr >> 16)
+
+
+def test_a_link_to_a_directory_is_followed(root: Path, tmp_path: Path) -> None:
+    write(tmp_path, "far/x", "far/deep/y", "far/.env", "far/z.log")
+    write(tmp_path, "far/.gitignore", text="*.log\n")
+    (root / "data").symlink_to(tmp_path / "far")
+    (root / "again").symlink_to("data")
+    found = listing(root)
+    assert paths(found) == [
+        "again/.gitignore", "again/deep/y", "again/x", "data/.gitignore", "data/deep/y", "data/x",
+    ]  # fmt: skip
+    assert found.withheld == ("again/.env", "data/.env")
+
+
+def test_a_link_into_a_repository_follows_that_repositorys_rules(repo: Path, tmp_path: Path) -> None:
+    write(tmp_path, "lib/src/a.py", "lib/src/a.so")
+    write(tmp_path, "lib/.gitignore", text="*.so\n")
+    git(tmp_path / "lib", "init", "-q")
+    (repo / "lib").symlink_to(tmp_path / "lib/src")
+    assert paths(listing(repo)) == ["lib/a.py"]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "self"])
+def test_a_link_loop_is_an_error_that_names_the_link(root: Path, target: str) -> None:
+    write(root, "a", "sub/b")
+    (root / "sub/self").symlink_to(target)
+    with pytest.raises(UsageError, match=r"sub/self is a link loop; add it to \.rayignore or fix it"):
+        listing(root)
+    write(root, ".rayignore", text="self\n!nothing\n")
+    assert paths(listing(root)) == [".rayignore", "a", "sub/b"]
+
+
+def test_a_loop_of_two_links_is_an_error(root: Path, tmp_path: Path) -> None:
+    write(root, "one/a")
+    write(tmp_path, "far/b")
+    (root / "one/two").symlink_to(tmp_path / "far")
+    (tmp_path / "far/back").symlink_to(root / "one")
+    with pytest.raises(UsageError, match="one/two/back is a link loop"):
+        listing(root)
+
+
+def test_a_broken_link_is_an_error_that_names_it(root: Path) -> None:
+    write(root, "a")
+    (root / "dangling").symlink_to("nowhere")
+    with pytest.raises(UsageError, match=r"dangling is a broken link.*add it to \.rayignore or fix it") as error:
+        listing(root)
+    one_line(error)
+    assert paths(listing(root, ["dangling"])) == ["a"]
+
+
+LIST = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from client.errors import UsageError
+from client.package import Listing, Entry, listing, pack
+root = Path(sys.argv[1])
+try:
+    if sys.argv[3] == "pack":
+        pack(Listing(root, (Entry("closed", root / "closed", 1),), ()))
+    print([entry.path for entry in listing(root).entries])
+except UsageError as error:
+    print(error)
+"""
+
+
+def obey_permission_bits() -> None:
+    """Drops from root, for what is executed next, the capabilities that override permission bits."""
+    if os.geteuid() == 0:
+        drop_capability, override, read_search = 24, 1, 2
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.prctl(drop_capability, override) == libc.prctl(drop_capability, read_search) == 0
+
+
+def said_under_permission_bits(root: Path, action: str = "list") -> str:
+    command = [sys.executable, "-c", LIST, str(root), str(REPOSITORY), action]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=obey_permission_bits)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("action", ["list", "pack"])
+def test_an_unreadable_file_is_an_error_that_names_it(root: Path, action: str) -> None:
+    write(root, "closed", "open")
+    (root / "closed").chmod(0)
+    expected = "closed cannot be read (Permission denied); add it to .rayignore or fix it"
+    assert said_under_permission_bits(root, action) == expected
+    write(root, ".rayignore", text="closed\n!nothing\n")
+    assert said_under_permission_bits(root) == "['.rayignore', 'open']"
+
+
+def test_an_unreadable_directory_is_an_error_that_names_it(root: Path) -> None:
+    write(root, "closed/x", "open")
+    (root / "closed").chmod(0)
+    said = said_under_permission_bits(root)
+    assert re.search(r"closed/ cannot be read|could not open directory 'closed/'", said)
+    assert "Permission denied" in said
+    (root / "closed").chmod(0o755)
+    assert said_under_permission_bits(root) == "['closed/x', 'open']"
+
+
+def test_an_unreadable_directory_that_is_ignored_does_no_harm(root: Path) -> None:
+    write(root, "closed/x", "open")
+    write(root, ".gitignore", text="closed/\n")
+    write(root, ".rayignore", text="!nothing\n")
+    (root / "closed").chmod(0)
+    assert said_under_permission_bits(root) == "['.gitignore', '.rayignore', 'open']"
+
+
+def test_pipes_and_sockets_are_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, "a")
+    write(root, ".rayignore", text="!nothing\n")
+    os.mkfifo(root / "pipe")
+    (root / "to-pipe").symlink_to("pipe")
+    (root / "null").symlink_to("/dev/null")
+    monkeypatch.chdir(root)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        assert paths(listing(root)) == [".rayignore", "a"]
+
+
+@pytest.mark.parametrize("name", ["naïve 日本.txt", "two\nlines", " space ", "a*[b]?.txt", "tab\t", "!bang", "#hash"])
+def test_odd_names_survive_to_the_zip(root: Path, name: str) -> None:
+    write(root, f"dir {name}/{name}")
+    found = listing(root)
+    assert paths(found) == [f"dir {name}/{name}"]
+    with pack(found) as packed, zipfile.ZipFile(packed.path) as archive:
+        assert archive.namelist() == [f"dir {name}/{name}"]
+
+
+@pytest.mark.parametrize("name", [b"latin-\xe9", b"back\\slash", b"c:drive"])
+def test_a_name_that_ray_would_drop_is_an_error(root: Path, name: bytes) -> None:
+    write(root, "a")
+    (root / os.fsdecode(name)).write_text("x")
+    with pytest.raises(UsageError, match="Ray cannot unpack a file named") as error:
+        listing(root)
+    one_line(error).encode()
+    assert paths(listing(root, ["latin*", "back*", "c:*"])) == ["a"]
+
+
+@pytest.mark.parametrize("held", [[], [".env"], ["empty/__pycache__/x"]])
+def test_nothing_to_upload_is_an_error(root: Path, held: list[str]) -> None:
+    (root / "empty").mkdir()
+    write(root, *held)
+    with pytest.raises(UsageError, match="nothing in .*tree may be uploaded") as error:
+        listing(root)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["file", "missing"])
+def test_a_root_that_is_no_directory_is_an_error(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "file")
+    with pytest.raises(UsageError, match=f"{name} is not a directory"):
+        listing(tmp_path / name)
+
+
+# Packing
+
+
+def test_a_package_deletes_its_file_which_only_the_user_can_read(root: Path) -> None:
+    write(root, "a")
+    with pack(listing(root)) as packed:
+        assert zips() == [packed.path]
+        assert stat.S_IMODE(packed.path.stat().st_mode) == 0o600
+        assert packed.size == packed.path.stat().st_size
+        assert re.fullmatch(r"gcs://_ray_pkg_[0-9a-f]{32}\.zip", packed.uri)
+    assert zips() == []
+
+
+def test_the_same_tree_makes_the_same_uri_and_zip(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write(tmp_path, f"{name}/a", f"{name}/sub/b")
+    os.utime(tmp_path / "two/a", (0, -1_000_000_000))
+    with pack(listing(tmp_path / "one")) as one, pack(listing(tmp_path / "two")) as two:
+        assert one.uri == two.uri
+        assert one.path.read_bytes() == two.path.read_bytes()
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "content": lambda tree: (tree / "a").write_text("y"),
+    "chmod +x": lambda tree: (tree / "a").chmod(0o755),
+    "name": lambda tree: (tree / "a").rename(tree / "c"),
+    "new empty file": lambda tree: (tree / "c").touch(),
+    "shift between files": lambda tree: [(tree / name).write_text(text) for name, text in (("a", "xx"), ("b", ""))],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_another_tree_makes_another_uri(root: Path, change: Callable[[Path], object]) -> None:
+    write(root, "a", "b")
+    (root / "a").chmod(0o644)
+    with pack(listing(root)) as packed:
+        before = packed.uri
+    change(root)
+    with pack(listing(root)) as packed:
+        assert packed.uri != before
+
+
+def test_content_cannot_pose_as_another_file(root: Path) -> None:
+    write(root, "a", "b", text="")
+    for name in ("a", "b"):
+        (root / name).chmod(0o644)
+    with pack(listing(root)) as packed:
+        before = packed.uri
+    (root / "b").unlink()
+    for pretence in ("b\0", "b\x00644\0", "b\x00644 0\0"):
+        write(root, "a", text=pretence)
+        with pack(listing(root)) as packed:
+            assert packed.uri != before
+
+
+def test_progress_gets_every_byte_once(root: Path) -> None:
+    write(root, "a", text="x" * 3_000_000)
+    write(root, "b", text="x" * 5)
+    seen: list[int] = []
+    with pack(listing(root), seen.append):
+        assert sum(seen) == 3_000_005
+        assert max(seen) <= 1024**2
+
+
+COUNT_OPENS = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from client.package import listing, pack
+opened = []
+sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+with pack(listing(Path(sys.argv[1]))):
+    pass
+print(json.dumps([path for path in opened if path.startswith(sys.argv[1])]))
+"""
+
+
+def test_each_file_is_opened_once(root: Path) -> None:
+    write(root, "a", "sub/b", "sub/c")
+    command = [sys.executable, "-c", COUNT_OPENS, str(root), str(REPOSITORY)]
+    opened = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert sorted(opened) == [str(root / path) for path in ("a", "sub/b", "sub/c")]
+
+
+def test_modes_and_content_survive_rays_own_unpacking(root: Path, tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import unzip_package
+
+    write(root, "run.sh", "deep/plain", text="content")
+    (root / "run.sh").chmod(0o755)
+    (root / "deep/plain").chmod(0o640)
+    with pack(listing(root)) as packed:
+        unzip_package(str(packed.path), str(tmp_path / "out"), remove_top_level_directory=False, unlink_zip=False)
+    assert stat.S_IMODE((tmp_path / "out/run.sh").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "out/deep/plain").stat().st_mode) == 0o640
+    assert (tmp_path / "out/deep/plain").read_text() == "content"
+
+
+@pytest.mark.parametrize("text", ["", "x", "x" * 2_000_000])
+def test_a_file_that_changed_since_it_was_listed_is_an_error(root: Path, text: str) -> None:
+    write(root, "log", text="x" * 10)
+    found = listing(root)
+    write(root, "log", text=text)
+    with pytest.raises(UsageError, match="log changed while it was packed"):
+        pack(found)
+    assert zips() == []
+
+
+def test_a_file_that_vanished_is_an_error(root: Path) -> None:
+    write(root, "a", "b")
+    found = listing(root)
+    (root / "b").unlink()
+    with pytest.raises(UsageError, match=r"b is a broken link, or is gone"):
+        pack(found)
+    assert zips() == []
+
+
+def test_ctrl_c_leaves_no_zip(root: Path) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    write(root, "a")
+    with pytest.raises(KeyboardInterrupt):
+        pack(listing(root), interrupt)
+    assert zips() == []
+
+
+def test_no_room_for_the_zip_is_told_from_a_bad_file(root: Path) -> None:
+    write(root, "a")
+    (root / "a").write_bytes(os.urandom(300_000))
+    found = listing(root)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UsageError, match=r"cannot write the zip .*; free space or set TMPDIR"):
+            pack(found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert zips() == []
+
+
+def test_over_the_limit_is_an_error_that_names_the_largest(root: Path) -> None:
+    block = os.urandom(1024**2)
+    with open(root / "big.bin", "wb") as file:
+        for number in range(101):
+            file.write(block[number:] + block[:number])  # farther apart than deflate looks back
+    for number in range(11):
+        write(root, f"small{number:02}", text="x" * (number + 1))
+    read: list[int] = []
+    with pytest.raises(UsageError, match="100 MiB") as error:
+        pack(listing(root), read.append)
+    said = one_line(error)
+    assert "101.0 MiB in 12 files" in said
+    assert "big.bin (101.0 MiB)" in said
+    assert "small10" in said
+    assert "small01" not in said
+    assert ".rayignore" in said
+    assert 100 * 1024**2 <= sum(read) <= 101 * 1024**2
+    assert zips() == []
+
+
+def test_the_limit_is_of_the_zip_and_not_of_the_tree(root: Path) -> None:
+    with open(root / "zeros", "wb") as file:
+        file.truncate(LIMIT + 1)
+    with pack(listing(root)) as packed:
+        assert packed.size < LIMIT // 100
+
+
+def test_the_zips_own_tables_count_towards_the_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, *(f"a-file-without-content-{number}" for number in range(50)), text="")
+    with pack(listing(root)) as packed:
+        size = packed.size
+    monkeypatch.setattr(package, "LIMIT", size)
+    pack(listing(root)).path.unlink()
+    monkeypatch.setattr(package, "LIMIT", size - 1)
+    with pytest.raises(UsageError, match="list big files"):
+        pack(listing(root))
+    assert zips() == []
+
+
+PEAK_MEMORY = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from client.package import listing, pack
+found = listing(Path(sys.argv[1]))
+import zipfile
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with pack(found):
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_stays_bounded(root: Path) -> None:
+    with open(root / "zeros", "wb") as file:
+        file.truncate(200 * 1024**2)
+    (root / "noise").write_bytes(os.urandom(30 * 1024**2))
+    command = [sys.executable, "-c", PEAK_MEMORY, str(root), str(REPOSITORY)]
+    grown = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert grown < 16 * 1024  # KiB
+
+
+def test_a_tree_without_ignore_lines_does_not_pay_for_pathspec(root: Path) -> None:
+    write(root, "a")
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from client.package import listing; "
+        "listing(Path(sys.argv[1])); sys.exit('pathspec' in sys.modules or 'zipfile' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(root), str(REPOSITORY)]).returncode == 0

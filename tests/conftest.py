@@ -1,0 +1,46 @@
+"""A home, a temporary folder and an environment of the tests' own."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment() -> Iterator[Path]:
+    """No Ray, token or cluster of the user's is seen, and nothing is left in their folders."""
+    folder = Path(tempfile.mkdtemp(prefix="rwt", dir="/tmp"))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GIT_", "XDG_")) and "KUBE" not in k}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    saved = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(kept, HOME=str(folder), TMPDIR=str(folder))
+    tempfile.tempdir = None
+    yield folder
+    os.environ.clear()
+    os.environ.update(saved)
+    tempfile.tempdir = None
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Cli:
+    """Run `python -m client` as a user does, in an empty folder."""
+
+    def run(
+        *args: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, timeout: float = 60
+    ) -> "subprocess.CompletedProcess[bytes]":
+        command = [sys.executable, "-m", "client", *args]
+        return subprocess.run(
+            command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, timeout=timeout, check=False
+        )
+
+    return run
