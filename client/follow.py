@@ -17,6 +17,7 @@ from client.ray_jobs import JobNotFound, JobRecord, RayJobs
 _LOST_SECONDS = 20.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _PENDING_SECONDS = 10.0
+_TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -73,26 +74,29 @@ def follow(
         JobNotFound: there never was such a job.
         ContactLost: nothing answered for 20 s, or the head that knew the job is gone.
     """
-    seen, quiet_since, contact = "", time.monotonic(), time.monotonic()
+    seen, tail, contact = "", b"", time.monotonic()
+    quiet_since = contact
     waiting_told = losing_told = False
     while True:
-        before = offset
+        before, began = offset, time.monotonic()
         try:
             job = jobs.get(submission_id)
-            contact = time.monotonic()
             for chunk in jobs.read_log(job, offset):
                 write(chunk)
                 offset += len(chunk)
+                tail = (tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
                 contact = time.monotonic()
-            losing_told = False
-            if job.finished:
-                if offset > before:
-                    continue
+            if job.finished and offset == before:
                 if not offset:
                     note("its log could not be had" if job.node_id else f"it never started: {job.message}")
+                elif not jobs.resumes(job) and not jobs.log_ends_with(job, tail):
+                    raise Unreachable(f"the log breaks off after {offset} bytes: read it again nearer to the cluster")
                 return result(job)
+            contact, losing_told = time.monotonic(), False
             if job.status != seen or offset > before:
-                seen, quiet_since = job.status, time.monotonic()
+                seen, quiet_since = job.status, contact
+            if job.finished:
+                continue
         except JobNotFound as error:
             if not seen:
                 raise
@@ -111,7 +115,10 @@ def follow(
         if seen == "PENDING" and quiet > _PENDING_SECONDS and not waiting_told:
             waiting_told = bool(note(f"waiting, the job is pending: {job.message or 'no reason given'}")) or True
         # A log that has been quiet for long is asked less often: at most a second late, 5 % of the wait.
-        time.sleep(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, quiet / 20)))
+        pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, quiet / 20))
+        if seen and not jobs.resumes(job):
+            pause = max(pause, 4 * (time.monotonic() - began))  # it comes whole each time: spare the link
+        time.sleep(pause)
 
 
 def stop(jobs: RayJobs, submission_id: str, seconds: float) -> JobRecord:

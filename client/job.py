@@ -8,7 +8,8 @@ from sys import executable
 from typing import Any
 
 from client import follow
-from client.package import Listing, Package, listing, pack
+from client.listing import Listing, listing
+from client.package import Package, pack
 from client.ray_jobs import JobRecord, RayJobs
 from client.spec import JobSpec
 from client.targets import Address, connect

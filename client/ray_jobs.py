@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from client.errors import ClientError, Unreachable
 from client.package import Package
@@ -160,11 +161,10 @@ class RayJobs:
         Raises:
             Unreachable: the answer broke off; what was yielded is good.
         """
-        name = f"job-driver-{job.submission_id}.log"
-        if job.agent and (agent := self.endpoint.agent(job.agent)):
-            url, headers = f"{agent}/logs/{name}", {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
+        if url := self._agent_log(job):
+            headers = {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
         elif job.node_id:
-            url, headers = f"/api/v0/logs/file?node_id={job.node_id}&filename={name}&lines=-1", {}
+            url, headers = self._dashboard_log(job, lines=-1), {"Accept-Encoding": "identity"}
         else:
             return
         with self._transport.request("GET", url, headers=headers, stream=True, timeout=_LOG_TIMEOUT) as response:
@@ -174,21 +174,38 @@ class RayJobs:
                 raise Unreachable(f"the log at {self.endpoint.url} answers {response.status_code}")
             skip = 0 if response.status_code == 206 else offset
             try:
-                for chunk in response.iter_content(_CHUNK):
+                # read1 hands on what has come: waiting for a full chunk would lose it to a cut, again and again.
+                while chunk := response.raw.read1(_CHUNK):
                     kept = chunk[skip:]
                     skip -= min(skip, len(chunk))
                     if kept:
                         yield kept
-            except (requests.RequestException, OSError) as error:
+            except (HTTPError, OSError) as error:
                 raise Unreachable(f"{self.endpoint.url} broke off: {reason(error)}") from error
+
+    def resumes(self, job: JobRecord) -> bool:
+        """True where a job's log can be had from any byte on, and says where it ends."""
+        return self._agent_log(job) is not None
 
     def log_size(self, job: JobRecord) -> int:
         """How many bytes a job's log has now; 0 where only its whole text can be had."""
-        if not job.agent or not (agent := self.endpoint.agent(job.agent)):
+        if not (url := self._agent_log(job)):
             return 0
-        url = f"{agent}/logs/job-driver-{job.submission_id}.log"
         with self._transport.request("GET", url, headers={"Range": "bytes=0-0"}, stream=True) as response:
             return int(response.headers.get("Content-Range", "/0").rpartition("/")[2])
+
+    def log_ends_with(self, job: JobRecord, tail: bytes) -> bool:
+        """Whether a job's log ends as what was read of it, where a broken answer can look like a whole one."""
+        end = self._transport.request("GET", self._dashboard_log(job, lines=10)).content
+        common = min(len(end), len(tail))
+        return end[len(end) - common :] == tail[len(tail) - common :]
+
+    def _agent_log(self, job: JobRecord) -> str | None:
+        agent = self.endpoint.agent(job.agent) if job.agent else None
+        return f"{agent}/logs/job-driver-{job.submission_id}.log" if agent else None
+
+    def _dashboard_log(self, job: JobRecord, *, lines: int) -> str:
+        return f"/api/v0/logs/file?node_id={job.node_id}&filename=job-driver-{job.submission_id}.log&lines={lines}"
 
     def has_package(self, package: Package) -> bool:
         """True where the server has this upload already."""

@@ -17,7 +17,8 @@ import pytest
 
 from client import package
 from client.errors import UsageError
-from client.package import LIMIT, Listing, listing, pack
+from client.listing import Listing, listing
+from client.package import LIMIT, pack
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -482,7 +483,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from client.errors import UsageError
-from client.package import Listing, Entry, listing, pack
+from client.listing import Listing, Entry, listing
+from client.package import pack
 root = Path(sys.argv[1])
 try:
     if sys.argv[3] == "pack":
@@ -650,7 +652,8 @@ COUNT_OPENS = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from client.package import listing, pack
+from client.listing import listing
+from client.package import pack
 opened = []
 sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
 with pack(listing(Path(sys.argv[1]))):
@@ -765,7 +768,8 @@ PEAK_MEMORY = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from client.package import listing, pack
+from client.listing import listing
+from client.package import pack
 found = listing(Path(sys.argv[1]))
 import zipfile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -786,7 +790,7 @@ def test_memory_stays_bounded(root: Path) -> None:
 def test_a_tree_without_ignore_lines_does_not_pay_for_pathspec(root: Path) -> None:
     write(root, "a")
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from client.package import listing; "
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from client.listing import listing; "
         "listing(Path(sys.argv[1])); sys.exit('pathspec' in sys.modules or 'zipfile' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(root), str(REPOSITORY)]).returncode == 0
