@@ -168,19 +168,19 @@ class RayJobs:
         else:
             return
         with self._transport.request("GET", url, headers=headers, stream=True, timeout=_LOG_TIMEOUT) as response:
-            if response.status_code == 416 or (response.status_code in (404, 500) and not offset):
-                return  # at its end; not written yet (500 is the dashboard's word for it)
-            if not response.ok:
-                raise Unreachable(f"the log at {self.endpoint.url} answers {response.status_code}")
-            skip = 0 if response.status_code == 206 else offset
             try:
+                if response.status_code == 416 or (response.status_code in (404, 500) and not offset):
+                    response.content  # noqa: B018 # read to its end, the connection is kept
+                    return  # at the log's end; not written yet (500 is the dashboard's word for it)
+                if not response.ok:
+                    raise Unreachable(f"the log at {self.endpoint.url} answers {response.status_code}")
+                skip = 0 if response.status_code == 206 else offset
                 # read1 hands on what has come: waiting for a full chunk would lose it to a cut, again and again.
                 while chunk := response.raw.read1(_CHUNK):
-                    kept = chunk[skip:]
-                    skip -= min(skip, len(chunk))
-                    if kept:
+                    if kept := chunk[skip:]:
                         yield kept
-            except (HTTPError, OSError) as error:
+                    skip -= min(skip, len(chunk))
+            except (requests.RequestException, HTTPError, OSError) as error:
                 raise Unreachable(f"{self.endpoint.url} broke off: {reason(error)}") from error
 
     def resumes(self, job: JobRecord) -> bool:

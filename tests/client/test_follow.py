@@ -40,7 +40,7 @@ FAULTS: dict[str, Fault] = {
 }
 JOBS = {
     "numbered": ["--lines", "100000", "--rate", "0"],
-    "same": ["--lines", "100000", "--rate", "0", "--same"],
+    "same": ["--lines", "100000", "--rate", "0", "--size", "22", "--same"],
     # In the middle of these a line of 5 MB, and every byte there is.
     "bytes": ["--lines", "100", "--rate", "0", "--long", "5000000", "--binary"],
     "bars": ["--lines", "2000", "--rate", "500", "--bars"],
@@ -116,10 +116,9 @@ def test_every_byte_comes_once_and_in_order(
 ) -> None:
     run = followed[name, way, fault]
     expected = b"".join(progress.output(progress.parse(JOBS[name])))
-    head_line, _, log = bytes(run.log).partition(b"\n")
-    assert head_line.startswith(b"Running entrypoint for job ")
-    assert len(log) == len(expected)
-    assert log == expected
+    before = bytes(run.log[: -len(expected)])
+    assert before.count(b"Running entrypoint for job ") == 1 and len(before) < 2000  # what Ray itself says first
+    assert bytes(run.log[-len(expected) :]) == expected
     assert run.result is not None and run.result.exit_code == 0
     too_small = name == "bars" and fault.endswith("_bytes")
     assert run.fired[fault] or too_small, "the fault never happened: the test shows nothing"
