@@ -29,22 +29,23 @@ def print_json(data: Any) -> None:
 
 
 class Sink:
-    """Where a log's bytes go, unchanged; it knows how many went."""
+    """Where a log's bytes go, unchanged; it knows which is the next."""
 
-    def __init__(self, *, to_stderr: bool) -> None:
+    def __init__(self, *, to_stderr: bool, offset: int = 0) -> None:
         """Choose the stream.
 
         Args:
             to_stderr: leave stdout to the JSON.
+            offset: of the first byte.
         """
         self._stream = (sys.stderr if to_stderr else sys.stdout).buffer
-        self.written = 0
+        self.offset = offset
 
     def write(self, data: bytes) -> None:
         """Pass bytes on at once."""
         self._stream.write(data)
         self._stream.flush()
-        self.written += len(data)
+        self.offset += len(data)
 
 
 def job_data(job: JobRecord) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from client.targets.endpoint import Endpoint
 from client.transport import Transport, reason, refused
 
 _SUBMIT_TIMEOUT = (5.0, 60.0)  # the server itself waits for a node agent, and stores an upload
-_LOG_TIMEOUT = (5.0, 5.0)  # a file that is there is sent without a pause
+_SHORT_TIMEOUT = (5.0, 5.0)  # for what is asked again and again, and is there at once
 _SUBMIT_TRIES = 6
 _CHUNK = 1 << 20
 
@@ -130,7 +130,7 @@ class RayJobs:
         Raises:
             JobNotFound: there is none.
         """
-        response = self._transport.request("GET", f"/api/jobs/{submission_id}")
+        response = self._transport.request("GET", f"/api/jobs/{submission_id}", timeout=_SHORT_TIMEOUT)
         if response.status_code == 404:
             self.version()  # not a Ray server at all? then this says so
             raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
@@ -167,7 +167,7 @@ class RayJobs:
             url, headers = self._dashboard_log(job, lines=-1), {"Accept-Encoding": "identity"}
         else:
             return
-        with self._transport.request("GET", url, headers=headers, stream=True, timeout=_LOG_TIMEOUT) as response:
+        with self._transport.request("GET", url, headers=headers, stream=True, timeout=_SHORT_TIMEOUT) as response:
             try:
                 if response.status_code == 416 or (response.status_code in (404, 500) and not offset):
                     response.content  # noqa: B018 # read to its end, the connection is kept

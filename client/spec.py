@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -20,17 +21,19 @@ from client.errors import UsageError
 from client.targets.endpoint import Endpoint
 
 # The arguments of JobSubmissionClient.submit_job (ray/dashboard/modules/job/sdk.py, 2.60) that a job file may hold.
-FILE_KEYS = (
-    "entrypoint",
-    "submission_id",
-    "runtime_env",
-    "metadata",
-    "entrypoint_num_cpus",
-    "entrypoint_num_gpus",
-    "entrypoint_memory",
-    "entrypoint_resources",
-    "entrypoint_label_selector",
-)
+FILE_KEYS = {
+    "entrypoint": str,
+    "submission_id": str,
+    "runtime_env": dict,
+    "metadata": dict,
+    "entrypoint_num_cpus": float,
+    "entrypoint_num_gpus": float,
+    "entrypoint_memory": float,
+    "entrypoint_resources": dict,
+    "entrypoint_label_selector": dict,
+}
+_RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list}  # that the client itself reads
+_KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
 _RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name")
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
 _STOP_SECONDS = "30"  # Ray's own 3 s between SIGTERM and SIGKILL are too short for a checkpoint
@@ -70,16 +73,20 @@ class JobSpec:
         Raises:
             UsageError: a value is not usable.
         """
-        if unknown := sorted(set(self.arguments) - set(FILE_KEYS)):
+        if unknown := sorted(map(str, self.arguments.keys() - FILE_KEYS)):
             raise UsageError(f"unknown key {unknown[0]} in the job file: it takes {', '.join(FILE_KEYS)}")
+        given = {name: value for name, value in self.arguments.items() if value is not None}  # as Ray's SDK takes it
+        object.__setattr__(self, "arguments", given)
+        _check_kinds(given, FILE_KEYS)
+        _check_kinds(self._runtime_env(), _RUNTIME_ENV_KEYS)
         if not self.script and not any(self.command) and not self.arguments.get("entrypoint"):
             raise UsageError("there is nothing to run: give a SCRIPT, or -- and a COMMAND")
         if not re.fullmatch(r"[\w.-]+", self.arguments.get("submission_id", "x")):
             raise UsageError("an --id may hold letters, digits, dots, dashes and underscores only")
-        if self.timeout is not None and self.timeout <= 0:
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UsageError("--timeout must be more than 0 seconds")
         for name in self._environment():
-            if _SECRET_NAME.search(name) and not self.allow_plain:
+            if _SECRET_NAME.search(str(name)) and not self.allow_plain:
                 raise UsageError(
                     f"{name} looks like a secret, and Ray shows a job's variables to everyone who may list jobs: "
                     "mount it in the cluster instead, or give --allow-plain"
@@ -181,6 +188,14 @@ class JobSpec:
         return arguments
 
 
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    for name, kind in kinds.items():
+        value = values.get(name, kind())
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (kind is float and not 0 <= value < math.inf):
+            raise UsageError(f"{name} must be {_KINDS[kind]}")
+
+
 def _git_state(folder: Path | None) -> dict[str, str]:
     """The commit a folder is at and whether tracked files differ from it; nothing outside a repository."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -207,10 +222,11 @@ def read_yaml(path: str) -> dict[str, Any]:
         data = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date with a 13th month is a ValueError
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from error
+        problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
+        raise UsageError(f"{path} is not valid YAML{where}: {problem}") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold names and values, not {type(data).__name__}")
     return data

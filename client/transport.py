@@ -1,17 +1,17 @@
 """One HTTP session to a cluster: every call has a timeout, and its failures are errors of ours."""
 
 import os
+import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 from client.targets.endpoint import Endpoint
 
 _TIMEOUT = (5.0, 10.0)  # seconds to connect, and between two bytes of an answer
+_PAUSES = (0.1, 0.4)  # seconds before the second and the third try
 _LOOPBACK = ("127.", "localhost", "::1")
 
 
@@ -25,19 +25,6 @@ def _session(endpoint: Endpoint) -> requests.Session:
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     if not (urlsplit(endpoint.url).hostname or "").startswith(_LOOPBACK):
         session.proxies.update(requests.utils.get_environ_proxies(endpoint.url))
-    # What never reached the server is sent again, and what may be repeated; POST and PUT are repeated by their callers.
-    retry = Retry(
-        total=3,
-        read=1,
-        backoff_factor=0.1,
-        status_forcelist=(502, 503, 504),
-        allowed_methods=("GET",),
-        raise_on_status=False,
-        respect_retry_after_header=False,
-    )
-    adapter = HTTPAdapter(max_retries=retry)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
     return session
 
 
@@ -54,7 +41,7 @@ class Transport:
         self._http = _session(endpoint)
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Send one request.
+        """Send one request; a GET that was cut off is sent again.
 
         Args:
             method: of HTTP.
@@ -68,9 +55,19 @@ class Transport:
             NotAuthorised: 401 or 403.
             Unreachable: no answer, a gateway's error, or one that is not Ray's.
         """
+        for pause in _PAUSES if method == "GET" else ():
+            try:
+                return self._send(method, path, **options)
+            except Unreachable as error:
+                if isinstance(error.__cause__, requests.Timeout):
+                    raise
+                time.sleep(pause)
+        return self._send(method, path, **options)
+
+    def _send(self, method: str, path: str, **options: Any) -> requests.Response:
         url = path if "://" in path else self.endpoint.url + path
         try:
-            response = self._http.request(method, url, **{"timeout": _TIMEOUT, **options})
+            response = self._http.request(method, url, **{"timeout": _TIMEOUT, "allow_redirects": False, **options})
         except requests.exceptions.SSLError as error:
             raise Unreachable(
                 f"{self.endpoint.url} cannot be trusted: {reason(error)} (set REQUESTS_CA_BUNDLE to its CA file)"
@@ -79,6 +76,9 @@ class Transport:
             raise Unreachable(
                 f"{self.endpoint.url} does not answer: {reason(error)} (is the address right?)"
             ) from error
+        if response.is_redirect:  # followed, a POST would arrive as a GET
+            there = "{0.scheme}://{0.netloc}".format(urlsplit(urljoin(url, response.headers["location"])))
+            raise Unreachable(f"{self.endpoint.url} redirects to {there}: log in there first, or give that address")
         if response.status_code in (401, 403):
             raise NotAuthorised(_refusal(response, bool(self.endpoint.headers)))
         if response.status_code in (429, 502, 503, 504):
@@ -88,6 +88,11 @@ class Transport:
 
 def refused(response: requests.Response) -> ClientError:
     """The error for an answer of 4xx or 5xx: its last line is the cause, what is above it the server's traceback."""
+    if response.status_code in (404, 405, 501):
+        return Unreachable(
+            f"{urlsplit(response.url).netloc} has no job API of Ray (it answers {response.status_code}): "
+            "give the address of port 8265 of a head with ray[default]"
+        )
     last = response.text.strip().rpartition("\n")[2][:500] or response.reason
     if response.status_code == 400:
         return UsageError(f"the cluster refused the request: {last}")
@@ -111,4 +116,5 @@ def reason(error: BaseException) -> str:
         or next((a for a in error.args if isinstance(a, BaseException)), None)
     ):
         error = inner
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rpartition(": ")[2]
+    words = (getattr(error, "strerror", None) or str(error) or type(error).__name__).rpartition(": ")[2]
+    return words if words.isprintable() else "it does not speak HTTP"

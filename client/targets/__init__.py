@@ -38,9 +38,11 @@ def resolve(flag: str | None) -> Address:
         flag: the user's own --address.
 
     Raises:
-        UsageError: the address found has no form that is known.
+        UsageError: the address found has no form that is known, or holds a password.
     """
     found, warning = _find(flag)
+    if "@" in found.value:
+        raise UsageError(f"the address of {found.source} holds a password: give a token in RAY_AUTH_TOKEN_PATH instead")
     scheme = found.value.partition("://")[0]
     if scheme not in ("http", "https") and found.value != "embedded":
         raise UsageError(f"{found.value} ({found.source}) is not an address: {_FORMS}")
@@ -67,8 +69,12 @@ def _configured() -> Address | None:
         if path.is_file():
             try:
                 value = tomllib.loads(path.read_text()).get("tool", {}).get("ray-workload", {}).get("address")
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            except OSError as error:
+                raise UsageError(f"cannot read {path}: {error.strerror}") from error
+            except ValueError as error:
                 raise UsageError(f"{path} is not valid TOML: {error}") from error
+            except AttributeError as error:
+                raise UsageError(f"{path}: tool.ray-workload must be a table") from error
             return Address(str(value), str(path)) if value else None
     return None
 

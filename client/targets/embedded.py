@@ -35,7 +35,7 @@ _HEAD = str(Path(__file__).with_name("head.py"))
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
 _FRESH_SECONDS = 30.0  # a directory younger than this may not have taken its lock yet
-_LONGEST_BASE = 30  # bytes of $TMPDIR that leave room for Ray's socket names
+_LONGEST_TMPDIR = 16  # bytes that leave room for Ray's socket names
 
 # An address or a token meant for another Ray would lead the head's own processes there.
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS", "RAY_JOB_HEADERS")
@@ -53,7 +53,7 @@ class _Head:
 def _base() -> Path:
     """The folder of all heads of this user; nobody else can read it or put anything there."""
     tmp = tempfile.gettempdir()
-    base = Path(tmp if len(tmp) <= _LONGEST_BASE else "/tmp") / f"rw-{os.getuid()}"
+    base = Path(tmp if len(tmp) <= _LONGEST_TMPDIR else "/tmp") / f"rw-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     status = base.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or base.is_symlink():
@@ -97,8 +97,8 @@ def _start(directory: Path, lock: int, *, stdin: int) -> "tuple[subprocess.Popen
     token = os.open(directory / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     os.write(token, secrets.token_hex(32).encode())
     os.close(token)
-    dashboard, agent, *metrics = _free_ports(4)
-    head = [sys.executable, "-P", _HEAD, str(directory), str(dashboard), str(agent)]
+    gcs, dashboard, agent, *metrics = _free_ports(5)
+    head = [sys.executable, "-P", _HEAD, str(directory), *map(str, (gcs, dashboard, agent))]
     environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
@@ -177,7 +177,7 @@ def cold() -> Iterator[Endpoint]:
     """Start a head and yield its endpoint at once. It ends with the context, and in any case with this process."""
     base = _base()
     _sweep(base)
-    directory = Path(tempfile.mkdtemp(dir=base))
+    directory = Path(tempfile.mkdtemp(prefix="", dir=base))
     lock = _lock(directory)
     assert lock is not None, "nobody else knows this directory"
     process, log = _start(directory, lock, stdin=subprocess.PIPE)

@@ -18,18 +18,21 @@ def find_token() -> str | None:
         ~/.ray/auth_token (the order of ray/_private/authentication), or None.
 
     Raises:
-        UsageError: the named file cannot be read.
+        UsageError: the named file cannot be read, or what was found can be no token.
     """
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    try:
-        return path.read_text().strip() or None
-    except OSError as error:
-        if named:
-            raise UsageError(f"RAY_AUTH_TOKEN_PATH names {named}, which cannot be read: {error.strerror}") from error
-        return None
+    token, source = os.environ.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
+    if not token:
+        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+        try:
+            token, source = path.read_text(errors="replace").strip(), str(path)
+        except OSError as error:
+            if named:
+                reason = f"which cannot be read: {error.strerror}"
+                raise UsageError(f"RAY_AUTH_TOKEN_PATH names {named}, {reason}") from error
+    if not (token.isascii() and token.isprintable()):  # as a header it would fail, with an error that shows it
+        raise UsageError(f"{source} does not hold a token: that is one line of ASCII")
+    return token or None
 
 
 @contextmanager
@@ -40,18 +43,16 @@ def connect(address: str) -> Iterator[Endpoint]:
         address: the URL; a trailing slash does not count.
 
     Raises:
-        UsageError: it is not a URL with a host, or holds a user name or password.
+        UsageError: it is not the URL of a host.
     """
     url = address.rstrip("/")
     try:
         parts = urlsplit(url)
-        valid = bool(parts.hostname) and (parts.port or 1) > 0
+        valid = bool(parts.hostname) and parts.port != 0 and not parts.query and not parts.fragment
     except ValueError:
         valid = False
     if not valid:
         raise UsageError(f"{address} is not a usable address: give one like http://127.0.0.1:8265")
-    if parts.username or parts.password:
-        raise UsageError("an address must not hold a password: give the token in RAY_AUTH_TOKEN_PATH instead")
     token = find_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     yield Endpoint(address=url, url=url, agent=same_host_agent(url), headers=headers)

@@ -1,0 +1,59 @@
+"""A job watched from a terminal: its log, its end, and what Ctrl-C means."""
+
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from client.errors import Detached
+
+if TYPE_CHECKING:
+    from client.job import Job
+    from client.output import Sink
+
+_AGAIN_SECONDS = 2.0  # a second Ctrl-C this soon stops the job
+
+
+def watch(ctx: click.Context, job: "Job", address: str | None, *, as_json: bool, offset: int = 0) -> NoReturn:
+    """Show a job's log until it has ended, and exit with its exit code.
+
+    Args:
+        ctx: of the command.
+        job: what to watch.
+        address: the user's own --address, for the hints.
+        as_json: print the job's record on stdout and all else on stderr.
+        offset: the byte of the log to start from.
+
+    Raises:
+        Detached: Ctrl-C.
+    """
+    from client import output
+
+    sink = output.Sink(to_stderr=as_json, offset=offset)
+    try:
+        ended = job.wait(sink.write, output.note, offset=offset)
+    except KeyboardInterrupt:
+        _interrupted(ctx, job, sink, address)
+    if as_json:
+        output.print_json(output.job_data(ended.job))
+    output.print_result(ended)
+    ctx.exit(ended.exit_code)
+
+
+def _interrupted(ctx: click.Context, job: "Job", sink: "Sink", address: str | None) -> NoReturn:
+    """A job on a Ray of its own is stopped, another goes on unless Ctrl-C comes a second time."""
+    from client import output
+
+    me, where = ctx.find_root().info_name, f" --address {address}" if address else ""
+    try:
+        if not job.jobs.endpoint.ends_with_us:
+            output.note(f"the job goes on; see it: {me} logs{where} --follow {job.submission_id}")
+            output.note(f"stop it: Ctrl-C again now, or {me} stop{where} {job.submission_id}")
+            time.sleep(_AGAIN_SECONDS)
+            raise Detached(f"detached from job {job.submission_id}, which goes on")
+    except KeyboardInterrupt:
+        pass
+    output.note("stopping the job (Ctrl-C again leaves at once)")
+    job.jobs.stop(job.submission_id)
+    job.wait(sink.write, output.note, offset=sink.offset)
+    raise Detached(f"job {job.submission_id} was stopped by Ctrl-C")

@@ -1,0 +1,228 @@
+"""client/targets/embedded.py: a Ray of our own that meets no other, and of which nothing stays."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from client.targets import embedded
+from tests.conftest import Cli
+
+WAITS = """
+import os, signal, sys, time
+def asked(*_):
+    print("asked to end", flush=True)
+    sys.exit(9)
+signal.signal(signal.SIGTERM, asked)
+print("head", os.environ["RAY_ADDRESS"], flush=True)
+time.sleep(120)
+"""
+WHERE = "import os; open('made-here', 'w').close(); print('head', os.environ['RAY_ADDRESS'])\n"
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], str]:
+    def script(text: str) -> str:
+        (tmp_path / "script.py").write_text(text)
+        return "script.py"
+
+    return script
+
+
+def heads() -> list[Path]:
+    """The folders of the heads there are, those that pytest's own session holds left out."""
+    return [path for path in embedded._base().iterdir() if not (path / "of-the-session").exists()]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(head: object) -> Iterator[None]:
+    for path in embedded._base().iterdir():
+        (path / "of-the-session").touch()
+    memory = set(os.listdir("/dev/shm"))
+    yield
+    until(lambda: not heads(), 30)
+    assert set(os.listdir("/dev/shm")) <= memory
+
+
+def until(true: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+
+
+@contextmanager
+def started(*args: str, cwd: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-m", "client", *args]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def printed_head(process: "subprocess.Popen[bytes]") -> str:
+    """Read on to the line in which the job says what it runs on."""
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(b"head "):
+            return line.decode().split()[1]
+    raise AssertionError(process.stderr.read() if process.stderr else "")
+
+
+def test_a_script_runs_where_its_files_are(run: Cli, script: Callable[[str], str], tmp_path: Path) -> None:
+    done = run("submit", script(WHERE))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "made-here").exists()
+    assert re.search(rb"^head 127.0.0.1:\d+$", done.stdout, re.MULTILINE)
+    assert b"address embedded (a Ray of its own; no other address is set)" in done.stderr
+    assert not heads(), "it is gone when the command returns"
+
+
+def test_two_at_once_and_a_ray_of_the_users_do_not_meet(script: Callable[[str], str], tmp_path: Path) -> None:
+    users = (
+        "import ray, sys; print('head', ray.init().address_info['gcs_address'], flush=True); sys.stdin.read();"
+        " print(ray.get(ray.remote(lambda: 'alive').remote()))"
+    )
+    command = [sys.executable, "-c", users]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ray:
+        theirs = printed_head(ray)
+        name = script(WHERE)
+        with started("submit", name, cwd=tmp_path) as one, started("submit", name, cwd=tmp_path) as two:
+            seen = {theirs, printed_head(one), printed_head(two)}
+            assert (one.wait(60), two.wait(60)) == (0, 0)
+        assert len(seen) == 3
+        output, _ = ray.communicate(timeout=60)
+        assert b"alive" in output, "the user's Ray has outlived ours"
+
+
+def test_a_killed_client_leaves_nothing(script: Callable[[str], str], tmp_path: Path) -> None:
+    with started("submit", script(WAITS), cwd=tmp_path) as client:
+        printed_head(client)
+        processes = psutil.Process(client.pid).children(recursive=True)
+        names = " ".join(" ".join(p.cmdline()) for p in processes)
+        assert "raylet" in names and "script.py" in names
+        assert len(heads()) == 1
+        client.kill()
+        _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+
+
+def test_what_a_head_left_that_was_killed_with_its_keeper_is_removed(
+    run: Cli, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    with started("submit", script(WAITS), cwd=tmp_path) as client:
+        printed_head(client)
+        (folder,) = heads()
+        processes = [client_process := psutil.Process(client.pid), *client_process.children(recursive=True)]
+        for process in processes:
+            process.suspend()  # so that none can clean up after another
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes[1:], timeout=30)
+    assert folder.exists()
+    os.utime(folder, (0, 0))  # as if it had been there for long
+    assert run("submit", "--", "true").returncode == 0
+    assert not folder.exists()
+
+
+def test_ctrl_c_stops_the_job_and_ends_its_ray(script: Callable[[str], str], tmp_path: Path) -> None:
+    with started("submit", script(WAITS), cwd=tmp_path) as client:
+        printed_head(client)
+        client.send_signal(signal.SIGINT)
+        output, errors = client.communicate(timeout=60)
+        assert client.returncode == 130, errors
+    assert output == b"asked to end\n", "the job could end in its own way, and its last line was not lost"
+    assert b"stopped by Ctrl-C" in errors and b"Traceback" not in errors
+    assert not heads()
+
+
+def test_a_dead_head_is_told_as_lost(script: Callable[[str], str], tmp_path: Path) -> None:
+    with started("submit", script(WAITS), cwd=tmp_path) as client:
+        printed_head(client)
+        (gcs,) = [p for p in psutil.Process(client.pid).children(recursive=True) if "gcs_server" in p.name()]
+        gcs.kill()
+        begun = time.monotonic()
+        _, errors = client.communicate(timeout=60)
+        assert time.monotonic() - begun < 30
+        assert client.returncode == 75, errors
+    assert b"contact lost" in errors and b"may still run" in errors and b"Traceback" not in errors
+
+
+@pytest.fixture
+def warm(run: Cli) -> Iterator[None]:
+    assert b"is up:" in run("up", "embedded").stderr
+    yield
+    run("down", "embedded")
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], str]) -> None:
+    (folder,) = heads()
+    assert folder.parent.stat().st_mode & 0o077 == 0
+    assert b"was up already" in run("up", "embedded").stderr
+    seen = [run("submit", script(WHERE)) for _ in range(2)]
+    assert [done.returncode for done in seen] == [0, 0]
+    assert len({re.search(rb"^head (\S+)$", done.stdout, re.MULTILINE)[1] for done in seen}) == 1  # type: ignore[index]
+    listed = run("list", "-o", "json")
+    assert listed.stdout.count(b'"SUCCEEDED"') == 2
+    assert b"is down" in run("down", "embedded").stderr
+    assert not heads()
+    assert b"was not up" in run("down", "embedded").stderr
+    assert run("list").returncode == 2
+
+
+@pytest.mark.usefixtures("warm")
+def test_ctrl_c_leaves_a_warm_job_alone_and_the_second_stops_it(
+    run: Cli, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    with started("submit", "--id", "kept", script(WAITS), cwd=tmp_path) as client:
+        printed_head(client)
+        client.send_signal(signal.SIGINT)
+        _, errors = client.communicate(timeout=30)
+        assert client.returncode == 130
+    assert b"logs --follow kept" in errors and b"stop kept" in errors and b"Traceback" not in errors
+    assert b'"RUNNING"' in run("status", "kept", "-o", "json").stdout
+    with started("logs", "--follow", "kept", cwd=tmp_path) as client:
+        printed_head(client)
+        client.send_signal(signal.SIGINT)
+        assert client.stderr and b"the job goes on" in client.stderr.readline()
+        client.send_signal(signal.SIGINT)
+        output, _ = client.communicate(timeout=60)
+        assert client.returncode == 130
+    assert output == b"asked to end\n"
+    assert b'"STOPPED"' in run("status", "kept", "-o", "json").stdout
+
+
+def test_two_ups_at_once_make_one_head(run: Cli, tmp_path: Path) -> None:
+    with started("up", "embedded", cwd=tmp_path) as one, started("up", "embedded", cwd=tmp_path) as two:
+        said = sorted(re.findall(rb"is up:|was up already", one.communicate()[1] + two.communicate()[1]))
+    assert said == [b"is up:", b"was up already"]
+    assert len(heads()) == 1
+    run("down", "embedded")
+
+
+def test_a_head_that_cannot_start_says_why(run: Cli, environment: Path) -> None:
+    (environment / "sitecustomize.py").write_text("import sys\nif 'head.py' in sys.argv[0]: sys.exit('no room')\n")
+    done = run("submit", "--", "true", env={"PYTHONPATH": str(environment)})
+    assert done.returncode == 69
+    assert b"the embedded Ray did not start: SystemExit: no room" in done.stderr
+
+
+def test_a_folder_that_others_may_read_is_refused(run: Cli) -> None:
+    with tempfile.TemporaryDirectory(prefix="rwo", dir="/tmp") as tmp:
+        folder = Path(tmp) / f"rw-{os.getuid()}"
+        folder.mkdir()
+        folder.chmod(0o755)
+        done = run("submit", "--", "true", env={"TMPDIR": tmp})
+    assert done.returncode == 1
+    assert b"not a private folder" in done.stderr

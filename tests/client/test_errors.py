@@ -1,0 +1,384 @@
+"""Bad input through the command line: one line that says what to do, the right exit code, and nothing sent."""
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from client.targets.endpoint import Endpoint
+from tests.client.conftest import port
+from tests.client.proxy import FaultProxy
+from tests.client.test_package import obey_permission_bits
+from tests.conftest import Cli
+
+NOWHERE = {"RAY_WORKLOAD_ADDRESS": "http://127.0.0.1:9"}
+
+
+def refusal(done: "subprocess.CompletedProcess[bytes]", code: int) -> str:
+    """The one line that an error is, next to the note of which address is used."""
+    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("ray-workload: address ")]
+    assert done.returncode == code, lines
+    if lines[0].startswith("Usage: "):
+        assert lines[-1].startswith("Error: ")
+        return lines[-1]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("ray-workload: ")
+    assert "internal error" not in lines[0]
+    return lines[0]
+
+
+BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
+    "no script": (["nope.py"], {}, ["no such script: nope.py", "put -- before"]),
+    "a folder as script": (["."], {}, ["no such script: ."]),
+    "script outside": (["--working-dir", "sub", "a.py"], {"a.py": "", "sub/b": ""}, ["a.py is outside", "--working-dir"]),
+    "no such folder": (["--working-dir", "nope", "--", "true"], {}, ["no such folder: nope"]),
+    "nothing": ([], {}, ["give a SCRIPT, or -- and a COMMAND"]),
+    "no command": (["--"], {}, ["the command behind -- is empty"]),
+    "empty command": (["--", ""], {}, ["the command behind -- is empty"]),
+    "--env without =": (["--env", "A", "--", "true"], {}, ["'A' is not NAME=VALUE"]),
+    "--env without name": (["--env", "=x", "--", "true"], {}, ["'=x' is not NAME=VALUE"]),
+    "--tag without =": (["--tag", "A", "--", "true"], {}, ["'A' is not NAME=VALUE"]),
+    "--tag of ours": (["--tag", "user=x", "--", "true"], {}, ["the tag user", "another name"]),
+    "--id": (["--id", "a/b", "--", "true"], {}, ["--id", "letters, digits"]),
+    "--timeout 0": (["--timeout", "0", "--", "true"], {}, ["--timeout", "more than 0"]),
+    "--timeout nan": (["--timeout", "nan", "--", "true"], {}, ["--timeout", "more than 0"]),
+    "--num-cpus nan": (["--num-cpus", "nan", "--", "true"], {}, ["num_cpus must be a number"]),
+    "no job file": (["-f", "f"], {}, ["cannot read f: No such file"]),
+    "job file no YAML": (["-f", "f"], {"f": "{a: ["}, ["f is not valid YAML at line 1"]),
+    "job file no text": (["-f", "f"], {"f": "a: \x01"}, ["f is not valid YAML", "#x0001"]),
+    "job file no date": (["-f", "f"], {"f": "a: 2026-13-01"}, ["f is not valid YAML", "month"]),
+    "job file a list": (["-f", "f"], {"f": "- a"}, ["f must hold names and values, not list"]),
+    "job file empty": (["-f", "f"], {"f": ""}, ["f must hold names and values"]),
+    "job file unknown key": (["-f", "f"], {"f": "{1: a, entry: b}"}, ["unknown key 1", "entrypoint_num_gpus"]),
+    "entrypoint no text": (["-f", "f"], {"f": "entrypoint: 5"}, ["entrypoint must be text"]),
+    "id no text": (["-f", "f", "--", "true"], {"f": "submission_id: 5"}, ["submission_id must be text"]),
+    "metadata no mapping": (["-f", "f", "--", "true"], {"f": "metadata: 5"}, ["metadata must be names and values"]),
+    "negative CPUs": (["-f", "f", "--", "true"], {"f": "entrypoint_num_cpus: -1"}, ["at least 0"]),
+    "runtime_env no mapping": (["-f", "f", "--", "true"], {"f": "runtime_env: 5"}, ["runtime_env must be names"]),
+    "no runtime_env": (["--runtime-env", "f", "--", "true"], {}, ["cannot read f: No such file"]),
+    "runtime_env no YAML": (["--runtime-env", "f", "--", "true"], {"f": "\t"}, ["f is not valid YAML at line 1"]),
+    "runtime_env a list": (["--runtime-env", "f", "--", "true"], {"f": "[]"}, ["f must hold names and values"]),
+    "env_vars": (["--runtime-env", "f", "--", "true"], {"f": "env_vars: 5"}, ["env_vars must be names and values"]),
+    "env_vars value": (["--runtime-env", "f", "--", "true"], {"f": "env_vars: {A: 5}"}, ["env_vars", "5"]),
+    "excludes": (["--runtime-env", "f", "--", "true"], {"f": "excludes: 5"}, ["excludes must be a list"]),
+    "working_dir": (["--runtime-env", "f", "--", "true"], {"f": "working_dir: 5"}, ["working_dir must be text"]),
+    "pip": (["--runtime-env", "f", "--", "true"], {"f": '{"pip": 5}'}, ["runtime_env['pip'] must be of type str"]),
+}  # fmt: skip
+
+
+def write(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_submit_is_refused(case: str, run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
+    arguments, files, words = BAD[case]
+    write(tmp_path, files)
+    done = run("submit", *arguments, env=remote)
+    line = refusal(done, 2)
+    assert [word for word in words if word not in line] == [], line
+    assert done.stdout == b""
+
+
+SECRETS = [
+    (["--env", "DB_PASSWORD=x"], {}),
+    (["--env", "token=x"], {}),
+    (["--runtime-env", "f"], {"f": "env_vars: {MY_API_KEY: x}"}),
+    (["-f", "f"], {"f": "runtime_env: {env_vars: {AWS_SECRET: x}}"}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "files"), SECRETS)
+def test_a_secrets_name_is_refused_unless_allowed(
+    arguments: list[str], files: dict[str, str], run: Cli, tmp_path: Path
+) -> None:
+    write(tmp_path, files)
+    line = refusal(run("submit", "--dry-run", *arguments, "--", "true"), 2)
+    assert "looks like a secret" in line and "--allow-plain" in line
+    assert run("submit", "--dry-run", "--allow-plain", *arguments, "--", "true").returncode == 0
+
+
+# What cannot be uploaded
+
+
+def test_an_upload_over_the_limit_is_not_sent(run: Cli, head: Endpoint, remote: dict[str, str], tmp_path: Path) -> None:
+    with open(tmp_path / "big.bin", "wb") as file:
+        for _ in range(101):
+            file.write(os.urandom(1024**2))
+    with FaultProxy(port(head.url)) as proxy:
+        line = refusal(run("submit", "--", "true", env={**remote, "RAY_WORKLOAD_ADDRESS": proxy.url}), 2)
+    assert "100 MiB" in line and "big.bin (101.0 MiB)" in line and ".rayignore" in line
+    assert [method for method, _ in proxy.requests if method != "GET"] == []
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"closed": "x"})
+    (tmp_path / "closed").chmod(0)
+    command = [sys.executable, "-m", "client", "submit", "--", "true"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **NOWHERE}, capture_output=True, preexec_fn=obey_permission_bits
+    )
+    assert "closed cannot be read (Permission denied); add it to .rayignore" in refusal(done, 2)
+
+
+def test_a_link_loop_is_named(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(".")
+    assert "loop is a link loop; add it to .rayignore" in refusal(run("submit", "--", "true", env=NOWHERE), 2)
+
+
+# Addresses, and what answers there
+
+COMMANDS = [["submit", "--", "true"], ["list"], ["status"], ["status", "x"], ["logs", "x"], ["stop", "x"]]
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "words"),
+    [
+        ("127.0.0.1:8265", 2, "127.0.0.1:8265 (--address) is not an address: give embedded or http(s)://HOST:PORT"),
+        ("ray://127.0.0.1:10001", 2, "is not an address: give embedded or http"),
+        ("http://127.0.0.1:99999", 2, "not a usable address: give one like http://127.0.0.1:8265"),
+        ("http://127.0.0.1:port", 2, "not a usable address"),
+        ("http://:8265", 2, "not a usable address"),
+        ("http://127.0.0.1:8265/#/jobs", 2, "not a usable address"),
+        ("http://user:hunter2@127.0.0.1:8265", 2, "holds a password: give a token in RAY_AUTH_TOKEN_PATH"),
+        ("http://user:hunter2@127.0.0.1:99999", 2, "holds a password"),
+        ("ftp://user:hunter2@127.0.0.1", 2, "holds a password"),
+        ("http://127.0.0.1:9", 69, "http://127.0.0.1:9 does not answer: Connection refused (is the address right?)"),
+        ("http://no-such-host.invalid", 69, "does not answer: "),
+    ],
+)
+def test_a_bad_address_is_refused(address: str, code: int, words: str, run: Cli) -> None:
+    done = run("submit", "--address", address, "--", "true")
+    assert words in refusal(done, code)
+    assert b"hunter2" not in done.stdout + done.stderr
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as its server's function says."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Server"
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        status, headers, content = self.server.answer(self, body)
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+Answer = Callable[[Handler, bytes], tuple[int, Mapping[str, str], bytes]]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    answer: Answer
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[str]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.answer = answer
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def only_the_version(asked: Handler, _: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    answer = json.dumps({"ray_version": version("ray"), "session_name": "s"}).encode()
+    return (200, {}, answer) if asked.path == "/api/version" else (404, {}, b"404: Not Found")
+
+
+STRANGERS: dict[str, tuple[Answer, int, str]] = {
+    "nothing there": (lambda *_: (404, {}, b"<html>Not Found</html>"), 69, "port 8265"),
+    "a page": (lambda *_: (200, {"Content-Type": "text/html"}, b"<html>Welcome</html>"), 69, " "),
+    "another API": (lambda *_: (200, {"Content-Type": "application/json"}, b'{"hello": "world"}'), 69, " "),
+    "another list": (lambda *_: (200, {"Content-Type": "application/json"}, b'["hello"]'), 69, " "),
+    "no job API": (only_the_version, 69, "port 8265"),
+    "a login page": (lambda *_: (302, {"Location": "https://login.invalid/?state=1"}, b""), 69, "https://login.invalid"),
+    "a gateway": (lambda *_: (502, {}, b"Bad Gateway"), 69, "answers 502: try again"),
+    "a guard": (lambda *_: (403, {}, b"<html>Forbidden</html>"), 77, "403, and it is not Ray that does: log in there"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_server_that_is_not_ray_is_refused(stranger: str, run: Cli) -> None:
+    answer, code, words = STRANGERS[stranger]
+    with serving(answer) as url:
+        for command in COMMANDS:
+            if stranger == "no job API" and command[-1] in ("status", "x"):
+                continue  # for those it is a Ray without the job
+            line = refusal(run(*command, env={"RAY_WORKLOAD_ADDRESS": url}), code)
+            assert url.removeprefix("http://") in line and words in line, (command, line)
+
+
+def test_a_server_that_does_not_speak_http_is_refused(run: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"\x00\x00\x12\x04\x00 grpc\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        done = run("list", "--address", f"http://127.0.0.1:{server.getsockname()[1]}")
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert "does not answer: it does not speak HTTP" in refusal(done, 69)
+
+
+def test_a_silent_server_is_given_up(run: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        began = time.monotonic()
+        done = run("submit", "--address", f"http://127.0.0.1:{server.getsockname()[1]}", "--", "true")
+    assert time.monotonic() - began < 30
+    assert "does not answer: " in refusal(done, 69)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("token", "words"), [("wrong", "refused the token: put its own"), ("", "wants a token: put it into a file")]
+)
+def test_a_token_that_is_not_the_clusters_is_refused(
+    token: str, words: str, command: list[str], run: Cli, head: Endpoint
+) -> None:
+    done = run(*command, env={"RAY_WORKLOAD_ADDRESS": head.url, "RAY_AUTH_TOKEN": token})
+    assert words in refusal(done, 77)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read: No such file"), (b"one\ntwo", "does not hold a token"), (b"\xff\xfe", "not hold a token")],
+)
+def test_a_token_file_that_is_none_is_refused(content: bytes | None, words: str, run: Cli, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    done = run("list", env={**NOWHERE, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "secret")})
+    line = refusal(done, 2)
+    assert words in line and "secret" in line
+    assert "two" not in line
+
+
+def test_a_server_of_another_ray_is_warned_of_once(
+    run: Cli, head: Endpoint, remote: dict[str, str], tmp_path: Path
+) -> None:
+    def forward(asked: Handler, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        headers = {name: value for name, value in asked.headers.items() if name != "Host"}
+        got = requests.request(asked.command, head.url + asked.path, headers=headers, data=body, timeout=30)
+        content = got.content
+        if asked.path == "/api/version":
+            content = json.dumps({**got.json(), "ray_version": "2.9.3"}).encode()
+        return got.status_code, {"Content-Type": got.headers["Content-Type"]}, content
+
+    write(tmp_path, {"script.py": "print('it ran')"})
+    with serving(forward) as url:
+        done = run("submit", "script.py", env={**remote, "RAY_WORKLOAD_ADDRESS": url})
+    assert done.returncode == 0
+    assert done.stdout.endswith(b"\nit ran\n")
+    warnings = [line for line in done.stderr.decode().splitlines() if "2.9.3" in line]
+    assert len(warnings) == 1
+    assert f"runs Ray 2.9.3, this client {version('ray')}: install ray==2.9.3" in warnings[0]
+
+
+# Where the address comes from
+
+
+@pytest.mark.parametrize("value", ["auto", "127.0.0.1:6379", "ray://127.0.0.1:10001"])
+def test_a_ray_address_of_another_kind_is_passed_over(value: str, run: Cli, tmp_path: Path) -> None:
+    for configured, working_dir in (("", f"local://{tmp_path}"), ("http://127.0.0.1:9", "gcs://")):
+        write(tmp_path, {"pyproject.toml": f'tool.ray-workload.address = "{configured}"'})
+        done = run("submit", "--dry-run", "-o", "json", "--", "true", env={"RAY_ADDRESS": value})
+        assert f"RAY_ADDRESS={value} is no http address and is not used" in refusal(done, 0)
+        assert json.loads(done.stdout)["runtime_env"]["working_dir"].startswith(working_dir)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_ray_address_that_is_used_is_named(command: list[str], run: Cli) -> None:
+    done = run(*command, env={"RAY_ADDRESS": "http://127.0.0.1:9"})
+    assert "http://127.0.0.1:9 does not answer" in refusal(done, 69)
+    assert b"RAY_ADDRESS" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[tool", "is not valid TOML"),
+        ("tool.ray-workload = 5", "must be a table"),
+        ("tool.ray-workload.address = 5", "5 ("),
+    ],
+)
+def test_a_broken_pyproject_is_named(text: str, words: str, run: Cli, tmp_path: Path) -> None:
+    write(tmp_path, {"pyproject.toml": text})
+    for command in (["list"], ["submit", "--", "true"]):
+        line = refusal(run(*command), 2)
+        assert str(tmp_path / "pyproject.toml") in line and words in line
+
+
+@pytest.mark.parametrize("command", [["submit", "--detach", "--", "true"], ["list"], ["logs", "x"]])
+def test_without_a_cluster_there_is_nothing_to_detach_to(command: list[str], run: Cli) -> None:
+    assert "`up embedded`, or give its --address" in refusal(run(*command), 2)
+
+
+# Jobs that are not there, and what a program gets to read
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "stop"])
+@pytest.mark.parametrize("submission_id", ["nope", "..", "?", "a/b#c"])
+def test_an_unknown_job_is_named(command: str, submission_id: str, run: Cli, remote: dict[str, str]) -> None:
+    line = refusal(run(command, submission_id, env=remote), 1)
+    assert f"no job {submission_id} at " in line and "`list` shows" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["submit", "-o", "json", "nope.py"], 2),
+        (["submit", "--env", "A", "-o", "json", "--", "true"], 2),
+        (["submit", "-o", "json", "--", "true"], 69),
+        (["list", "-o", "json"], 69),
+        (["list", "--limit", "0", "-o", "json"], 2),
+        (["status", "-o", "json", "x"], 69),
+        (["stop", "-o", "json", "x"], 69),
+    ],
+)
+def test_an_error_is_one_json_object(arguments: list[str], code: int, run: Cli) -> None:
+    done = run(*arguments, env=NOWHERE)
+    line = refusal(done, code)
+    shown: dict[str, Any] = json.loads(done.stdout)
+    assert line.endswith(shown["error"])
+    assert shown["exit_code"] == code
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(run: Cli) -> None:
+    done = run("--debug", "submit", "-o", "json", "nope.py")
+    assert done.returncode == 2
+    assert b"Traceback (most recent call last)" in done.stderr
+    assert "no such script: nope.py" in done.stderr.decode().splitlines()[-1]
+    assert json.loads(done.stdout)["exit_code"] == 2

@@ -1,0 +1,197 @@
+"""client/job.py and client/ray_jobs.py: a job is sent once, with just its files, and recorded for what it is."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import client
+from client import job
+from client.errors import ClientError
+from client.ray_jobs import JobRecord, RayJobs
+from client.spec import JobSpec
+from client.targets import Address
+from client.targets.endpoint import Endpoint
+from tests.client.conftest import port, via_proxy
+from tests.client.proxy import FaultProxy
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def as_remote(remote: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The head seen as a remote one from an empty folder."""
+    for name, value in remote.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def appends(file: Path) -> list[str]:
+    """A command that leaves a mark each time it runs."""
+    return ["sh", "-c", f"echo ran >> {file}"]
+
+
+def spec_arguments(endpoint: Endpoint, file: Path, submission_id: str) -> dict[str, object]:
+    spec = JobSpec(command=appends(file), arguments={"submission_id": submission_id})
+    return spec.sdk_arguments(endpoint, f"local://{file.parent}")
+
+
+def test_a_lost_reply_does_not_run_the_job_twice(head: Endpoint, jobs: RayJobs, tmp_path: Path) -> None:
+    with via_proxy(head, None) as (through, dashboard, _):
+        dashboard.faults.lose_replies = 2
+        assert through.submit(spec_arguments(head, tmp_path / "ran", "lost-reply")), "it was we who submitted it"
+        assert dashboard.fired["lose_replies"] == 2
+    assert job.Job("lost-reply", jobs, ExitStack()).wait().exit_code == 0
+    assert (tmp_path / "ran").read_text() == "ran\n"
+
+
+def test_many_submits_of_one_id_at_once_run_it_once(head: Endpoint, jobs: RayJobs, tmp_path: Path) -> None:
+    arguments = spec_arguments(head, tmp_path / "ran", "at-once")
+    new: list[bool] = []
+    threads = [threading.Thread(target=lambda: new.append(RayJobs(head).submit(arguments))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(new) == [False] * 7 + [True]
+    assert job.Job("at-once", jobs, ExitStack()).wait().exit_code == 0
+    assert (tmp_path / "ran").read_text() == "ran\n"
+
+
+def test_the_same_id_attaches_and_another_spec_is_refused(as_remote: Path, run: Cli) -> None:
+    (as_remote / "a.py").write_text("print('once'); raise SystemExit(5)")
+    first = run("submit", "--id", "same", "a.py")
+    again = run("submit", "--id", "same", "a.py")
+    assert (first.returncode, again.returncode) == (5, 5)
+    assert first.stdout == again.stdout and first.stdout.count(b"once\n") == 1
+    assert b"attached" in again.stderr and b"attached" not in first.stderr
+    for change in (["a.py", "more"], ["--num-cpus", "1", "a.py"], ["--env", "A=b", "a.py"]):
+        other = run("submit", "--id", "same", *change)
+        assert other.returncode == 1
+        assert b"the id same is in use by a job with another entrypoint" in other.stderr
+    (as_remote / "a.py").write_text("print('changed')")
+    assert run("submit", "--id", "same", "a.py").returncode == 1
+
+
+def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Endpoint, run: Cli) -> None:
+    (as_remote / "a.py").write_text("import os; print(sorted(os.listdir())); print(os.access('run.sh', os.X_OK))")
+    (as_remote / "run.sh").write_text("#!/bin/sh\n")
+    (as_remote / "run.sh").chmod(0o755)
+    (as_remote / ".env").write_text("PASSWORD=x")
+    (as_remote / ".gitignore").write_text("*.tmp\n")
+    (as_remote / "left.tmp").write_text("")
+    with FaultProxy(port(head.url)) as proxy:
+        runs = [run("submit", "--address", proxy.url, "a.py") for _ in range(2)]
+        assert [method for method, path in proxy.requests if "/packages/" in path] == ["GET", "PUT", "GET"]
+    for done in runs:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith(b"['.gitignore', 'a.py', 'run.sh']\nTrue\n")
+        assert done.stderr.count(b"looks like a secret: .env ") == 1
+
+
+def test_what_is_recorded(as_remote: Path, run: Cli, jobs: RayJobs) -> None:
+    (as_remote / "a.py").write_text("")
+    git = ["git", "-C", str(as_remote), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    (as_remote / "a.py").write_text("pass")
+    done = run("submit", "--id", "recorded", "--name", "shown", "--tag", "team=a=b", "-o", "json", "a.py", "x y")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    metadata = shown["metadata"]
+    assert metadata.pop("spec_hash") and metadata.pop("user") and metadata.pop("host")
+    assert metadata == {
+        "job_name": "shown",
+        "team": "a=b",
+        "git_commit": commit,
+        "git_dirty": "true",
+        "client_version": client.__version__,
+    }
+    assert shown["entrypoint"] == "python a.py 'x y'"
+    assert (shown["status"], shown["exit_code"]) == ("SUCCEEDED", 0)
+    assert isinstance(jobs.get("recorded"), JobRecord)
+
+
+def test_a_job_file_and_options_that_win(as_remote: Path, run: Cli) -> None:
+    (as_remote / "job.yaml").write_text(
+        "entrypoint: echo from-file $A $B && exit 3\nsubmission_id: from-file\nentrypoint_num_cpus: 1\n"
+        "runtime_env: {env_vars: {A: a, B: b}}\n"
+    )
+    done = run("submit", "-f", "job.yaml", "--id", "from-options", "--env", "B=c", "-o", "json")
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["submission_id"] == "from-options"
+    assert b"\nfrom-file a c\n" in done.stderr
+
+
+def test_a_dry_run_asks_nobody(as_remote: Path, run: Cli) -> None:
+    (as_remote / "a.py").write_text("x" * 1000)
+    (as_remote / "k.pem").write_text("secret")
+    options = ["--address", "http://127.0.0.1:9", "--dry-run", "--timeout", "60"]
+    shown = run("submit", *options, "a.py", "b c")
+    assert shown.returncode == 0, shown.stderr
+    assert b"timeout -k 10 60 python a.py 'b c'" in shown.stdout
+    assert b"1000 a.py" in shown.stdout and b"withheld k.pem" in shown.stdout
+    data = json.loads(run("submit", *options, "-o", "json", "a.py").stdout)
+    assert data["upload"] == [{"path": "a.py", "bytes": 1000}] and data["withheld"] == ["k.pem"]
+    assert data["runtime_env"]["working_dir"].startswith("gcs://_ray_pkg_")
+
+
+def test_the_python_api(as_remote: Path, head: Endpoint) -> None:
+    (as_remote / "a.py").write_text("import sys; print('a', *sys.argv[1:]); print('b\\xff'); sys.exit(4)")
+    submitted = client.submit("a.py", "1", "2 3", tags={"k": "v"}, submission_id="by-api")
+    written = bytearray()
+    ended = submitted.wait(written.extend)
+    assert ended.exit_code == 4
+    assert written.endswith("a 1 2 3\nb\xff\n".encode())
+    assert list(submitted.logs())[-2:] == ["a 1 2 3", "b\xff"]
+    assert submitted.status().metadata["k"] == "v"
+    again = client.attach("by-api")
+    assert again.attached and again.wait().exit_code == 4
+    assert client.submit(command=["sleep", "60"]).stop().status == "STOPPED"
+    with pytest.raises(client.JobNotFound):
+        client.attach("nobody")
+
+
+def test_the_python_api_in_a_running_event_loop_on_a_ray_of_its_own(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, client\n"
+        "async def main():\n"
+        "    job = client.submit(command=['sh', '-c', 'echo hi; exit 6'], address='embedded')\n"
+        "    print(job.jobs.endpoint.ends_with_us, job.wait().exit_code)\n"
+        "    client.submit(command=['sleep', '60'], address='embedded')\n"  # and leave without a wait
+        "asyncio.run(main())\n"
+    )
+    (tmp_path / "notebook.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "notebook.py"], cwd=tmp_path, capture_output=True, timeout=100, env=os.environ
+    )
+    assert done.stdout == b"True 6\n", done.stderr
+
+
+def test_the_public_names() -> None:
+    assert client.__all__ == sorted(client.__all__, key=lambda name: (name.islower(), name))
+    for name in client.__all__:
+        assert getattr(client, name).__doc__, name
+    with pytest.raises(AttributeError):
+        _ = client.nonsense
+    assert issubclass(client.ContactLost, ClientError)
+
+
+def test_reading_needs_no_ray(run: Cli, remote: dict[str, str]) -> None:
+    for command in (["list"], ["status"], ["--help"], ["submit", "--help"]):
+        done = run(*command, env={**remote, "PYTHONPROFILEIMPORTTIME": "1"})
+        assert done.returncode == 0, done.stderr
+        imported = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
+        assert not imported & {b"ray", b"kubernetes", b"numpy", b"pyhelm3"}
+        assert b"client.cli" in imported
+
+
+def test_an_unready_cluster_is_told(tmp_path: Path) -> None:
+    with pytest.raises(client.UsageError, match="up embedded"):
+        job.submit(JobSpec(command=["true"], working_dir=tmp_path), Address("embedded", "test"), detached=True)
