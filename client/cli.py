@@ -83,7 +83,9 @@ def status(address: str | None, as_json: bool, submission_id: str | None) -> Non
 
 @cli.command("list")
 @address_option
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The newest so many.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, metavar="N", help="The newest so many; 20 if not given."
+)
 @click.option(
     "--status",
     "statuses",

@@ -28,8 +28,8 @@ class _SubmitCommand(click.Command):
 @click.option("--env", multiple=True, callback=pairs, metavar="NAME=VALUE", help="A variable of the job.")
 @click.option("--allow-plain", is_flag=True, help="Take an --env name that looks like a secret's.")
 @click.option("--runtime-env", "runtime_env", metavar="FILE", help="A runtime_env of Ray, in YAML or JSON.")
-@click.option("--num-cpus", type=click.FloatRange(min=0), help="CPUs kept for the driver itself.")
-@click.option("--num-gpus", type=click.FloatRange(min=0), help="GPUs kept for the driver itself.")
+@click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="CPUs kept for the driver itself.")
+@click.option("--num-gpus", type=click.FloatRange(min=0), metavar="N", help="GPUs kept for the driver itself.")
 @click.option("--name", help="What the dashboard shows as the job's name.")
 @click.option("--tag", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Recorded with the job.")
 @click.option("--id", "submission_id", metavar="ID", help="The job's id. The same id and job again attaches.")
@@ -43,7 +43,7 @@ class _SubmitCommand(click.Command):
 def submit(
     ctx: click.Context, /, address: str | None, detach: bool, dry_run: bool, as_json: bool, **given: Any
 ) -> None:
-    """Run a script or a command, show its log, and exit with its exit code."""
+    """Run a script or a command, show its log, exit with its code."""
     from client import job, output
     from client.targets import resolve
 

@@ -1,0 +1,52 @@
+"""README.md: what it shows is run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from client.cli import cli
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def on_path() -> dict[str, str]:
+    """The environment of a user who has .venv/bin first."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_every_command_runs(block: str) -> None:
+    done = subprocess.run(["bash", "-e", "-c", block], cwd=ROOT, env=on_path(), capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_the_python_example_runs(block: str) -> None:
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, env=on_path(), capture_output=True, timeout=120)
+    assert done.stdout == b"SUCCEEDED 0\n", done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_the_job_file_is_valid(block: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(block)
+    command = [sys.executable, "-m", "client", "submit", "--dry-run", "-f", "job.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert b"python train.py --epochs 3" in done.stdout
+
+
+def test_every_command_has_help_and_is_named() -> None:
+    for name, command in cli.commands.items():
+        assert command.help and command.help.endswith("."), name
+        assert f"**`{name}" in README
+    assert len(blocks("sh")) >= 3 and len(blocks("python")) == len(blocks("yaml")) == 1
