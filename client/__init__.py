@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from client.errors import ClientError, ContactLost, Detached, NotAuthorised, TimedOut, Unreachable, UsageError
     from client.follow import JobResult
     from client.job import Job
-    from client.ray_jobs import JobNotFound, JobRecord
+    from client.ray_jobs import JobNotFound
+    from client.record import JobRecord
 
 __version__ = "0.1.0"
 
@@ -31,7 +32,7 @@ __all__ = [
 _HOME = {
     "Job": "job",
     "JobNotFound": "ray_jobs",
-    "JobRecord": "ray_jobs",
+    "JobRecord": "record",
     "JobResult": "follow",
     "attach": "api",
     "submit": "api",

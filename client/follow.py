@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from client.errors import ContactLost, Unreachable
-from client.ray_jobs import JobNotFound, JobRecord, RayJobs
+from client.ray_jobs import JobNotFound, RayJobs
+from client.record import JobRecord
 
 _LOST_SECONDS = 20.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0

@@ -10,7 +10,8 @@ from typing import Any
 from client import follow
 from client.listing import Listing, listing
 from client.package import Package, pack
-from client.ray_jobs import JobRecord, RayJobs
+from client.ray_jobs import RayJobs
+from client.record import JobRecord
 from client.spec import JobSpec
 from client.targets import Address, connect
 from client.targets.endpoint import Endpoint

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from client.follow import JobResult, result
-from client.ray_jobs import JobRecord
+from client.record import JobRecord
 
 
 def note(line: str) -> None:

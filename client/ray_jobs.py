@@ -7,7 +7,7 @@ ray/dashboard/modules/log/log_agent.py (a node agent's /logs, with Range), all o
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import requests
@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from client.errors import ClientError, Unreachable
 from client.package import Package
+from client.record import JobRecord, record
 from client.targets.endpoint import Endpoint
 from client.transport import Transport, reason, refused
 
@@ -26,65 +27,6 @@ _CHUNK = 1 << 20
 
 class JobNotFound(ClientError):
     """The server knows no job of this id."""
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """What the server knows of a job. It holds no environment variables.
-
-    Attributes:
-        submission_id: the job's id.
-        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        entrypoint: the command line.
-        message: why it has this status.
-        error_type: Ray's own word for what failed.
-        start_time: Unix time in milliseconds; of the submit while it is pending.
-        end_time: the same, of the end.
-        exit_code: the driver's, negative for a signal; None where no driver ended.
-        metadata: names and values given at submit.
-        agent: the HTTP address of the agent on the driver's node.
-        node_id: that node.
-    """
-
-    submission_id: str
-    status: str
-    entrypoint: str = ""
-    message: str | None = None
-    error_type: str | None = None
-    start_time: int | None = None
-    end_time: int | None = None
-    exit_code: int | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    agent: str | None = None
-    node_id: str | None = None
-
-    @property
-    def finished(self) -> bool:
-        """True once the status is final."""
-        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
-
-    @property
-    def seconds(self) -> float | None:
-        """How long it ran, or has been running."""
-        if self.start_time is None:
-            return None
-        return (self.end_time or time.time() * 1000) / 1000 - self.start_time / 1000
-
-
-def _record(data: Mapping[str, Any]) -> JobRecord:
-    return JobRecord(
-        submission_id=data.get("submission_id") or data.get("job_id") or "",
-        status=data["status"],
-        entrypoint=data.get("entrypoint") or "",
-        message=data.get("message"),
-        error_type=data.get("error_type"),
-        start_time=data.get("start_time"),
-        end_time=data.get("end_time"),
-        exit_code=data.get("driver_exit_code"),
-        metadata=data.get("metadata") or {},
-        agent=data.get("driver_agent_http_address"),
-        node_id=data.get("driver_node_id"),
-    )
 
 
 class RayJobs:
@@ -134,11 +76,11 @@ class RayJobs:
         if response.status_code == 404:
             self.version()  # not a Ray server at all? then this says so
             raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
-        return _record(self._parsed(response))
+        return record(self._parsed(response))
 
     def list(self) -> list[JobRecord]:
         """Every job of the cluster that was submitted, the newest first."""
-        jobs = [_record(job) for job in self._json("/api/jobs/") if job.get("submission_id")]
+        jobs = [record(job) for job in self._json("/api/jobs/") if job.get("submission_id")]
         return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
 
     def stop(self, submission_id: str) -> None:

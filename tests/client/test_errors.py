@@ -26,6 +26,11 @@ from tests.conftest import Cli
 NOWHERE = {"RAY_WORKLOAD_ADDRESS": "http://127.0.0.1:9"}
 
 
+@pytest.fixture(autouse=True)
+def _something_to_upload(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("print('it ran')\n")
+
+
 def refusal(done: "subprocess.CompletedProcess[bytes]", code: int) -> str:
     """The one line that an error is, next to the note of which address is used."""
     lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("ray-workload: address ")]
@@ -42,7 +47,7 @@ def refusal(done: "subprocess.CompletedProcess[bytes]", code: int) -> str:
 BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "no script": (["nope.py"], {}, ["no such script: nope.py", "put -- before"]),
     "a folder as script": (["."], {}, ["no such script: ."]),
-    "script outside": (["--working-dir", "sub", "a.py"], {"a.py": "", "sub/b": ""}, ["a.py is outside", "--working-dir"]),
+    "script outside": (["--working-dir", "sub", "a.py"], {"a.py": "", "sub/b": ""}, ["is outside", "--working-dir"]),
     "no such folder": (["--working-dir", "nope", "--", "true"], {}, ["no such folder: nope"]),
     "nothing": ([], {}, ["give a SCRIPT, or -- and a COMMAND"]),
     "no command": (["--"], {}, ["the command behind -- is empty"]),
@@ -201,9 +206,11 @@ def serving(answer: Answer) -> Iterator[str]:
         server.answer = answer
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def only_the_version(asked: Handler, _: bytes) -> tuple[int, Mapping[str, str], bytes]:
@@ -246,7 +253,7 @@ def test_a_server_that_does_not_speak_http_is_refused(run: Cli) -> None:
                 with connection:
                     connection.sendall(b"\x00\x00\x12\x04\x00 grpc\r\n")
 
-        thread = threading.Thread(target=greet)
+        thread = threading.Thread(target=greet, daemon=True)
         thread.start()
         done = run("list", "--address", f"http://127.0.0.1:{server.getsockname()[1]}")
         server.shutdown(socket.SHUT_RDWR)
@@ -297,7 +304,6 @@ def test_a_server_of_another_ray_is_warned_of_once(
             content = json.dumps({**got.json(), "ray_version": "2.9.3"}).encode()
         return got.status_code, {"Content-Type": got.headers["Content-Type"]}, content
 
-    write(tmp_path, {"script.py": "print('it ran')"})
     with serving(forward) as url:
         done = run("submit", "script.py", env={**remote, "RAY_WORKLOAD_ADDRESS": url})
     assert done.returncode == 0

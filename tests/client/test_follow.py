@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from client import follow
-from client.ray_jobs import JobRecord, RayJobs
+from client.errors import ContactLost
+from client.ray_jobs import JobNotFound, RayJobs
+from client.record import JobRecord
 from client.targets.endpoint import Endpoint
 from jobs import progress
 from tests.client.conftest import via_proxy
@@ -122,3 +124,69 @@ def test_every_byte_comes_once_and_in_order(
     assert run.result is not None and run.result.exit_code == 0
     too_small = name == "bars" and fault.endswith("_bytes")
     assert run.fired[fault] or too_small, "the fault never happened: the test shows nothing"
+
+
+@pytest.fixture(scope="module")
+def finished(jobs: RayJobs) -> JobRecord:
+    job = start(jobs, "echo first && seq 1 5000 && exit 3")
+    return follow.follow(jobs, job.submission_id, lambda _: None).job
+
+
+def test_a_log_that_cannot_be_had_whole_is_no_success(head: Endpoint, finished: JobRecord) -> None:
+    notes: list[str] = []
+    with (
+        via_proxy(head, None) as (through, dashboard, _),
+        pytest.raises(ContactLost, match="breaks off after 9000 bytes"),
+    ):
+        dashboard.faults.false_end_bytes, dashboard.faults.match = 9000, "/api/v0/logs"
+        follow.follow(through, finished.submission_id, lambda _: None, notes.append)
+    assert dashboard.fired["false_end_bytes"] > 1
+    assert len(notes) == 1
+
+
+def test_a_head_that_forgot_the_job_is_told(head: Endpoint, jobs: RayJobs) -> None:
+    job = start(jobs, "sleep 60")
+    with via_proxy(head, job.agent) as (through, dashboard, _):
+
+        def forget(line: bytes) -> None:
+            dashboard.faults.status, dashboard.faults.match = 404, "/api/jobs/"
+
+        with pytest.raises(ContactLost, match="was restarted and knows job"):
+            follow.follow(through, job.submission_id, forget)
+        assert dashboard.fired["status"]
+    assert follow.stop(jobs, job.submission_id, 30).status == "STOPPED"
+
+
+def test_a_job_that_is_not_there(jobs: RayJobs) -> None:
+    with pytest.raises(JobNotFound, match="no job nobody at embedded: `list` shows"):
+        follow.follow(jobs, "nobody", lambda _: None)
+
+
+@pytest.mark.parametrize("way", ["agent", "dashboard"])
+@pytest.mark.parametrize("lines", [0, 1, 10, 4999, 100_000])
+def test_the_last_lines(head: Endpoint, finished: JobRecord, lines: int, way: str) -> None:
+    assert finished.agent
+    with via_proxy(head, finished.agent if way == "agent" else None) as (through, *_):
+        whole = b"".join(through.read_log(finished, 0)).splitlines(keepends=True)
+        begin = follow.tail_offset(through, finished, lines)
+        last = b"".join(through.read_log(finished, begin)).splitlines(keepends=True)
+    assert last == (whole[-lines:] if lines else [])
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "timeout", "expected"),
+    [
+        ("SUCCEEDED", 0, None, 0),
+        ("FAILED", 7, None, 7),
+        ("FAILED", -9, None, 137),
+        ("FAILED", None, None, 1),
+        ("STOPPED", None, None, 143),
+        ("FAILED", 124, "5", 124),
+        ("FAILED", 137, "5", 124),
+        ("FAILED", 137, "50", 137),
+    ],
+)
+def test_exit_codes(status: str, code: int | None, timeout: str | None, expected: int) -> None:
+    metadata = {"timeout": timeout} if timeout else {}
+    job = JobRecord("x", status, exit_code=code, metadata=metadata, start_time=1000, end_time=7000)
+    assert follow.result(job).exit_code == expected

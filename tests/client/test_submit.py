@@ -13,7 +13,8 @@ import pytest
 import client
 from client import job
 from client.errors import ClientError
-from client.ray_jobs import JobRecord, RayJobs
+from client.ray_jobs import RayJobs
+from client.record import JobRecord
 from client.spec import JobSpec
 from client.targets import Address
 from client.targets.endpoint import Endpoint
