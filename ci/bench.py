@@ -2,8 +2,8 @@
 
     python ci/bench.py [--runs N] [--only NAME]...
 
-Prints the medians as a table and writes all there is to build/bench.json. Each side is a whole process, from its start
-to its end. Everything runs in a home and temporary folder of its own, and ends with it.
+Prints the medians and writes every single time to build/bench.json. A time is a whole process' life. All of it runs in
+a home and temporary folder of its own, and ends with it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from rich.console import Console
@@ -37,79 +37,53 @@ from client.targets.endpoint import Endpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
+CLIENT = [sys.executable, "-m", "client"]
 SIMPLE_JOB, PROGRESS = "jobs/simple_job.py", "jobs/progress.py"
 
+LIMIT_SECONDS = 300.0  # for any one command
+ONCE_SECONDS = 60.0  # a side of theirs that took longer is not run again
+STOP_SECONDS = 16.0  # between SIGTERM and SIGKILL, as `ray stop` has it
+POLL_SECONDS = 0.1
+SUBMITS, THEIR_SUBMITS = 100, 10
+SCALE = SUBMITS / THEIR_SUBMITS
+LOG_LINES, LOG_LINE_BYTES, LOG_PEAK_MB = 1_000_000, 1_000, 150.0
+READ_BYTES = 1 << 20
 
-@dataclass(frozen=True)
-class Target:
-    """A row of the table: what is measured beside what, and what is to be reached.
 
-    Attributes:
-        name: what --only takes; rows of one name share one measurement of our side.
-        ours: what our side does.
-        theirs: what the other side does.
-        at_most: our time divided by theirs.
-        head: both run on the head that `up embedded` keeps, else there is none.
-        warm_up: rounds that are not counted.
-    """
+class Target(NamedTuple):
+    """A row: rows of one name share the times of our side; `at_most` is our time divided by theirs."""
 
     name: str
     ours: str
     theirs: str
     at_most: float
-    head: bool = True
-    warm_up: int = 1
 
 
-LIMIT_SECONDS = 300.0  # for any one command
-ONCE_SECONDS = 60.0  # a side of theirs that took longer is not run again
-SUBMITS, THEIR_SUBMITS = 100, 10  # theirs are scaled up
-LOG_LINES, LOG_LINE_BYTES, LOG_PEAK_MB = 1_000_000, 1_000, 150.0
-STOP_SECONDS = 16.0  # between SIGTERM and SIGKILL, as `ray stop` has it
-POLL_SECONDS = 0.1
-READ_BYTES = 1 << 20
 TARGETS = (
-    Target("help", "--help", "ray job submit --help", 0.25, head=False),
+    Target("help", "--help", "ray job submit --help", 0.25),
+    Target("cold", "submit simple_job.py, cold", "python simple_job.py", 1.4),
+    Target("cold", "submit simple_job.py, cold", "ray start --head, ray job submit, its end", 0.45),
     Target("list", "list", "ray job list", 0.5),
     Target("status", "status ID", "ray job list", 0.5),
-    Target("cold", "submit simple_job.py, cold", "python simple_job.py", 1.4, head=False),
-    Target("cold", "submit simple_job.py, cold", "ray start --head, ray job submit, its end", 0.45, head=False),
     Target("warm", "submit simple_job.py, warm", "ray job submit, no upload", 0.5),
     Target(
         "submits",
-        f"{SUBMITS} submits of `true` from Python",
+        f"{SUBMITS} submits of true, from Python",
         f"{SUBMITS} ray job submit --no-wait ({THEIR_SUBMITS}, scaled)",
         1 / 20,
     ),
-    Target("log", f"follow {LOG_LINES * LOG_LINE_BYTES / 1e9:g} GB of log", "ray job logs -f", 1 / 3, warm_up=0),
+    Target("log", f"follow {LOG_LINES * LOG_LINE_BYTES / 1e9:g} GB of log", "ray job logs -f", 1 / 3),
 )
-
-Side = Callable[[], float]
-
-
-def client(*args: str) -> list[str]:
-    """Our command line."""
-    return [sys.executable, "-m", "client", *args]
+WITHOUT_HEAD = ("help", "cold")  # the others share the head that `up embedded` keeps
+WITHOUT_WARM_UP = ("log",)  # the others have one round that is not counted
 
 
-def ray_job(url: str, verb: str, *args: str) -> list[str]:
-    """Ray's command line for the jobs of a head."""
-    return [RAY, "job", verb, "--address", url, *args]
-
-
-def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[float, str]:
-    """Run a command to its end. Returns its seconds and what it printed; anything but success ends the benchmark."""
+def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[float, str]:
+    """Run a command. Returns its seconds and what it printed; anything but success ends the benchmark."""
     with tempfile.TemporaryFile() as output:  # a pipe would also wait for what the command leaves running
         began = time.perf_counter()
         done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=LIMIT_SECONDS,
-            check=False,
+            command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT_SECONDS, check=False
         )
         seconds = time.perf_counter() - began
         output.seek(0)
@@ -119,256 +93,203 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[f
     return seconds, text
 
 
-def follow(command: Sequence[str], env: Mapping[str, str]) -> tuple[float, int, float]:
-    """Run a command and count what it writes, for as long as it may take. Returns seconds, bytes and its peak in MB."""
-    count, began = 0, time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
+def count(*command: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a command for at most LIMIT_SECONDS. Returns its seconds, the bytes it wrote and its peak memory."""
+    size, began = 0, time.perf_counter()
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None, "it is a pipe"
         pipe = process.stdout.fileno()
         try:
             while (left := began + LIMIT_SECONDS - time.perf_counter()) > 0 and select.select([pipe], [], [], left)[0]:
                 if not (data := os.read(pipe, READ_BYTES)):
                     break
-                count += len(data)
+                size += len(data)
             else:
                 process.kill()
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
-            seconds = time.perf_counter() - began
         finally:
-            process.kill()  # nothing where it has ended
+            process.kill()  # does nothing once it has ended
+    seconds = min(time.perf_counter() - began, LIMIT_SECONDS)
     if process.returncode and seconds < LIMIT_SECONDS:
         raise SystemExit(f"exit code {process.returncode} from {shlex.join(command)}")
-    return min(seconds, LIMIT_SECONDS), count, usage.ru_maxrss / (1000 if sys.platform == "linux" else 1000**2)
+    peak = usage.ru_maxrss / (1000**2 if sys.platform == "darwin" else 1000)
+    return {"seconds": seconds, "bytes": size, "peak_mb": round(peak, 1)}
 
 
 def end_processes(folder: Path) -> None:
     """End every process that names a folder in its command line, as `ray stop` does to all Rays of a machine."""
-    found = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if process.pid != os.getpid() and any(str(folder) in word for word in process.info["cmdline"] or ())
-    ]
-    for step in (psutil.Process.terminate, psutil.Process.kill):
+    others = (process for process in psutil.process_iter(["cmdline"]) if process.pid != os.getpid())
+    found = [process for process in others if str(folder) in " ".join(process.info["cmdline"] or ())]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in found:
             try:
-                step(process)
+                end(process)
             except psutil.NoSuchProcess:
                 pass
         _, found = psutil.wait_procs(found, timeout=STOP_SECONDS)
 
 
-def token_environment(folder: Path, token: str) -> dict[str, str]:
-    """What Ray's own tools need to use a token."""
-    path = folder / "token"
-    path.touch(mode=0o600)
-    path.write_text(token)
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+def with_token(folder: Path, token: str) -> dict[str, str]:
+    """The environment in which Ray's own tools use a token."""
+    (folder / "token").write_text(token)
+    return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def submit(*args: str) -> str:
+    """Submit a job to the warm head. Returns its id."""
+    return run(*CLIENT, "submit", "--address", "embedded", "--detach", *args)[1].split()[-1]
 
 
 @dataclass
 class Bench:
-    """The two sides of each row, and what was found beside their times.
-
-    Attributes:
-        scratch: the home and the temporary folder.
-        endpoint: the warm head.
-        env: what Ray's tools need for that head.
-        job: the id of a job there.
-        checks: by the name of a row, conditions beside the time.
-        facts: by the name of a row, what was seen.
-    """
+    """Both sides of each row, in a folder of their own; `facts` is what was seen beside the times, by row."""
 
     scratch: Path
     endpoint: Endpoint | None = None
     env: dict[str, str] = field(default_factory=dict)
-    job: str = ""
-    checks: dict[str, dict[str, bool]] = field(default_factory=dict)
     facts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def start_head(self) -> None:
-        """Start the warm head and give it one job to list."""
-        run(client("up", "embedded"))
+        """Start the warm head."""
+        run(*CLIENT, "up", "embedded")
         self.endpoint = embedded.warm()
         assert self.endpoint is not None, "it was just started"
-        token = self.endpoint.headers["Authorization"].removeprefix("Bearer ")
-        self.env = token_environment(self.scratch, token)
-        self.job = self._submit("--", "true")
-
-    def _submit(self, *args: str) -> str:
-        return run(client("submit", "--address", "embedded", "--detach", *args))[1].split()[-1]
+        self.env = with_token(self.scratch, self.endpoint.headers["Authorization"].removeprefix("Bearer "))
 
     def wait_idle(self) -> None:
-        """Wait until the head has no job left from the side before."""
-        if self.endpoint is not None:
-            jobs, deadline = RayJobs(self.endpoint), time.monotonic() + LIMIT_SECONDS
-            while not all(job.finished for job in jobs.list()):
-                if time.monotonic() > deadline:
-                    raise SystemExit(f"the jobs of one side did not end within {LIMIT_SECONDS:g} s")
-                time.sleep(POLL_SECONDS)
+        """Wait until the warm head, if there is one, has no job left from the side before."""
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while self.endpoint and not all(job.finished for job in RayJobs(self.endpoint).list()):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"a job did not end within {LIMIT_SECONDS:g} s")
+            time.sleep(POLL_SECONDS)
 
-    def check(self, name: str, what: str, passed: bool) -> None:
-        """Note a condition of a row: it is met if it is met each time."""
-        checks = self.checks.setdefault(name, {})
-        checks[what] = checks.get(what, True) and passed
-
-    def sides(self, name: str) -> list[Side]:
-        """Our side and the others, in the order of TARGETS."""
-
-        def timed(*command: str, **env: str) -> Side:
-            return lambda: run(command, env)[0]
-
-        def ours(*args: str) -> Side:
-            return timed(*client(*args))
-
-        def theirs(verb: str, *args: str) -> Side:
-            return timed(*ray_job(self.endpoint.url if self.endpoint else "", verb, *args), **self.env)
-
-        here = ("--address", "embedded")
+    def sides(self, name: str) -> list[Callable[[], float]]:
+        """Our side and the others, as TARGETS has them."""
+        where = ["--address", "embedded"]
+        there = ["--address", self.endpoint.url if self.endpoint else ""]
+        submit_ours = [*CLIENT, "submit", *where, SIMPLE_JOB]
+        script = ["--", sys.executable, str(ROOT / SIMPLE_JOB)]
         if name == "help":
-            return [ours("--help"), timed(RAY, "job", "submit", "--help")]
-        if name in ("list", "status"):
-            args = [name, *here, *([self.job] if name == "status" else [])]
-            _, imports = run([sys.executable, "-X", "importtime", *client(*args)[1:]])
-            modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports.splitlines()}
-            self.check(name, "no import of ray", "click" in modules and "ray" not in modules)
-            return [ours(*args), theirs("list")]
+            return [lambda: run(*CLIENT, "--help")[0], lambda: run(RAY, "job", "submit", "--help")[0]]
         if name == "cold":
-            return [ours("submit", *here, SIMPLE_JOB), timed(sys.executable, SIMPLE_JOB), self._their_cold]
+            plain = [sys.executable, SIMPLE_JOB]
+            return [lambda: run(*submit_ours)[0], lambda: run(*plain)[0], lambda: self._their_cold(script)]
         if name == "warm":
-            script = ("--", sys.executable, str(ROOT / SIMPLE_JOB))
-            return [ours("submit", *here, SIMPLE_JOB), theirs("submit", *script)]
+            theirs = [RAY, "job", "submit", *there, *script]
+            return [lambda: run(*submit_ours)[0], lambda: run(*theirs, env=self.env)[0]]
         if name == "submits":
-            submits = f"for _ in range({SUBMITS}): client.submit(command=['true'], address='embedded')"
-            one = theirs("submit", "--no-wait", "--", "true")
+            loop = f"for _ in range({SUBMITS}): client.submit(command=['true'], address='embedded')"
+            ours, one = [sys.executable, "-c", f"import client\n{loop}"], [RAY, "job", "submit", *there, "--no-wait"]
             return [
-                timed(sys.executable, "-c", f"import client\n{submits}"),
-                lambda: sum(one() for _ in range(THEIR_SUBMITS)) * SUBMITS / THEIR_SUBMITS,
+                lambda: run(*ours)[0],
+                lambda: sum(run(*one, "--", "true", env=self.env)[0] for _ in range(THEIR_SUBMITS)) * SCALE,
             ]
-        return [
-            lambda: self._followed("ours"),
-            lambda: self._followed("theirs"),
-        ]
+        if name == "log":
+            ours, theirs = [*CLIENT, "logs", *where, "--follow"], [RAY, "job", "logs", *there, "-f"]
+            return [lambda: self._followed("ours", ours), lambda: self._followed("theirs", theirs)]
+        ours = [*CLIENT, name, *where, *([submit("--", "true")] if name == "status" else [])]
+        imports = run(sys.executable, "-X", "importtime", *ours[1:])[1].splitlines()
+        modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports}
+        self.facts[name] = [{"passed": {"no import of ray": "client" in modules and "ray" not in modules}}]
+        return [lambda: run(*ours)[0], lambda: run(RAY, "job", "list", *there, env=self.env)[0]]
 
-    def _their_cold(self) -> float:
+    def _their_cold(self, script: Sequence[str]) -> float:
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
-        dashboard, agent, ray_client = free_ports(3)
-        env = token_environment(folder, secrets.token_hex(32))
-        ports = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-        start = ["start", "--head", "--port=0", *ports, f"--ray-client-server-port={ray_client}"]
+        env = with_token(folder, secrets.token_hex(32))
+        names = ("dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+        ports = {name: free_port() for name in names}
+        options = [f"--{name}={port}" for name, port in {"port": 0, **ports, "temp-dir": folder}.items()]
         began = time.perf_counter()
-        run([RAY, *start, f"--temp-dir={folder}", "--disable-usage-stats"], env)
-        job = ("--", sys.executable, str(ROOT / SIMPLE_JOB))
-        run(ray_job(f"http://127.0.0.1:{dashboard}", "submit", *job), env)
+        run(RAY, "start", "--head", "--disable-usage-stats", *options, env=env)
+        run(RAY, "job", "submit", "--address", f"http://127.0.0.1:{ports['dashboard-port']}", *script, env=env)
         end_processes(folder)
         return time.perf_counter() - began
 
-    def _followed(self, side: str) -> float:
-        assert self.endpoint is not None, "the row says that it needs a head"
-        job = self._submit(PROGRESS, "--lines", str(LOG_LINES), "--size", str(LOG_LINE_BYTES), "--rate", "0")
-        if side == "ours":
-            seconds, count, peak = follow(client("logs", "--address", "embedded", "--follow", job), {})
-        else:
-            seconds, count, peak = follow(ray_job(self.endpoint.url, "logs", "-f", job), self.env)
+    def _followed(self, side: str, command: Sequence[str]) -> float:
+        """Follow a new job's log; only its size is kept."""
+        job = submit(PROGRESS, "--lines", str(LOG_LINES), "--size", str(LOG_LINE_BYTES), "--rate", "0")
+        fact = {"side": side, **count(*command, job, env=None if side == "ours" else self.env)}
         self.wait_idle()
         (log,) = self.scratch.rglob(f"job-driver-{job}.log")
-        size = log.stat().st_size
+        fact["log_bytes"] = log.stat().st_size
         log.unlink()
-        fact = {"side": side, "seconds": seconds, "bytes": count, "log_bytes": size, "peak_mb": round(peak, 1)}
-        self.facts.setdefault("log", []).append(fact)
         if side == "ours":
-            self.check("log", "every byte", count == size >= LOG_LINES * LOG_LINE_BYTES)
-            self.check("log", f"peak below {LOG_PEAK_MB:g} MB", peak < LOG_PEAK_MB)
-        return seconds
+            exact = fact["bytes"] == fact["log_bytes"] >= LOG_LINES * LOG_LINE_BYTES
+            fact["passed"] = {"every byte": exact, f"below {LOG_PEAK_MB:g} MB": fact["peak_mb"] < LOG_PEAK_MB}
+        self.facts.setdefault("log", []).append(fact)
+        return float(fact["seconds"])
 
-
-def measure(bench: Bench, targets: Sequence[Target], runs: int) -> list[dict[str, Any]]:
-    """Measure the rows that share a name."""
-    name, sides = targets[0].name, bench.sides(targets[0].name)
-    times: list[list[float]] = [[] for _ in sides]
-    for number in range(1 - targets[0].warm_up, runs + 1):
-        print(f"{name}: {f'run {number} of {runs}' if number > 0 else 'warm-up'}", file=sys.stderr)
-        for side, seconds in zip(sides, times, strict=True):
-            if side is not sides[0] and seconds and seconds[0] > ONCE_SECONDS:
-                continue
-            bench.wait_idle()
-            took = side()
-            if number > 0:
-                seconds.append(took)
-    rows = []
-    for target, theirs in zip(targets, times[1:], strict=True):
-        our, their = statistics.median(times[0]), statistics.median(theirs)
-        checks = bench.checks.get(name, {})
-        row = {"name": name, "ours": target.ours, "theirs": target.theirs, "at_most": target.at_most}
-        row |= {"ours_median": our, "theirs_median": their, "ratio": our / their, "cut_off": their >= LIMIT_SECONDS}
-        row |= {"reached": our / their <= target.at_most and all(checks.values()), "checks": checks}
-        rows.append({**row, "ours_seconds": times[0], "theirs_seconds": theirs, "facts": bench.facts.get(name, [])})
-    return rows
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "ray": version("ray"),
-        "system": platform.platform(),
-    }
+    def measure(self, name: str, runs: int) -> list[dict[str, Any]]:
+        """Measure the rows of a name, each side in turn."""
+        if name not in WITHOUT_HEAD and self.endpoint is None:
+            self.start_head()
+        sides = self.sides(name)
+        times: list[list[float]] = [[] for _ in sides]
+        for number in range(int(name in WITHOUT_WARM_UP), runs + 1):
+            print(f"{name}: {f'run {number} of {runs}' if number else 'warm-up'}", file=sys.stderr)
+            for side, seconds in zip(sides, times, strict=True):
+                if side is sides[0] or not seconds or seconds[0] <= ONCE_SECONDS:
+                    self.wait_idle()
+                    took = side()
+                    seconds += [took] if number else []
+        facts, rows = self.facts.get(name, []), []
+        missed = sorted({what for fact in facts for what, passed in fact.get("passed", {}).items() if not passed})
+        for target, theirs in zip((t for t in TARGETS if t.name == name), times[1:], strict=True):
+            ours, median = statistics.median(times[0]), statistics.median(theirs)
+            row = {**target._asdict(), "ours_median": ours, "theirs_median": median, "ratio": ours / median}
+            row |= {"reached": ours / median <= target.at_most and not missed, "missed": missed}
+            rows.append({**row, "ours_seconds": times[0], "theirs_seconds": theirs, "facts": facts})
+        return rows
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the table."""
-    table = Table("what", "beside", "ours (s)", "theirs (s)", "ratio", "target", "reached", box=None, pad_edge=False)
+    table = Table("what", "beside", box=None, pad_edge=False)
+    for title in ("ours (s)", "theirs (s)", "ratio", "target"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("reached")
     for row in rows:
-        missed = [what for what, passed in row["checks"].items() if not passed]
-        reached = "yes" if row["reached"] else f"no{': not ' if missed else ''}{', '.join(missed)}"
-        sign = (">", "<") if row["cut_off"] else ("", "")
-        theirs, ratio = f"{sign[0]}{row['theirs_median']:.2f}", f"{sign[1]}{row['ratio']:.3f}"
-        ours = f"{row['ours_median']:.2f}"
-        table.add_row(row["ours"], row["theirs"], ours, theirs, ratio, f"{row['at_most']:.3f}", reached)
+        above, below = (">", "<") if row["theirs_median"] >= LIMIT_SECONDS else ("", "")
+        numbers = (f"{row['ours_median']:.2f}", f"{above}{row['theirs_median']:.2f}", f"{below}{row['ratio']:.3f}")
+        reached = "yes" if row["reached"] else f"no {', '.join(row['missed'])}"
+        table.add_row(row["ours"], row["theirs"], *numbers, f"{row['at_most']:.3f}", reached)
     Console().print(table)
-    for fact in (fact for row in rows for fact in row["facts"] if fact["side"] == "ours"):
-        print(f"followed {fact['bytes']} of {fact['log_bytes']} bytes, peak {fact['peak_mb']} MB")
 
 
 def main() -> None:
     """Measure, print and write; end everything that was started, however this ends."""
+    names = list(dict.fromkeys(target.name for target in TARGETS))
     parser = argparse.ArgumentParser(description="Measure the client beside Ray's own tools.")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each side (default: 5)")
-    names = list(dict.fromkeys(target.name for target in TARGETS))
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     scratch = Path(tempfile.mkdtemp(prefix="rwb", dir="/tmp"))  # a short name: Ray's sockets are in it
-    for name in [name for name in os.environ if name.startswith(("RAY_", "PYTHON"))]:
-        del os.environ[name]
+    for variable in [name for name in os.environ if name.startswith(("RAY_", "PYTHON"))]:
+        del os.environ[variable]
     os.environ |= {"HOME": str(scratch), "TMPDIR": str(scratch), "RAY_USAGE_STATS_ENABLED": "0"}
-    tempfile.tempdir = None  # read TMPDIR again
-    bench, found = Bench(scratch), machine()
-    rows: list[dict[str, Any]] = []
+    tempfile.tempdir = None  # it is read again
+    facts = {"cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.platform()}
+    facts |= {"python": platform.python_version(), "ray": version("ray"), "runs": args.runs}
+    bench, rows = Bench(scratch), []
     try:
-        for name in sorted(args.only or names, key=lambda name: [t.head for t in TARGETS if t.name == name]):
-            targets = [target for target in TARGETS if target.name == name]
-            if targets[0].head and bench.endpoint is None:
-                bench.start_head()
-            rows += measure(bench, targets, args.runs)
+        for name in [name for name in names if name in (args.only or names)]:
+            rows += bench.measure(name, args.runs)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_processes(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
     result = ROOT / "build" / "bench.json"
     result.parent.mkdir(exist_ok=True)
-    result.write_text(json.dumps({"machine": found, "runs": args.runs, "rows": rows}, indent=2) + "\n")
+    result.write_text(json.dumps({"machine": facts, "rows": rows}, indent=2) + "\n")
     print_rows(rows)
 
 

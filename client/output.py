@@ -90,7 +90,11 @@ def print_pairs(pairs: dict[str, Any]) -> None:
     """Print names and values, one a line."""
     width = max(map(len, pairs)) + 2
     for name, value in pairs.items():
-        if value not in (None, "", {}):
+        if isinstance(value, dict):
+            value = ", ".join(
+                f"{key} {part:g}" if isinstance(part, float) else f"{key}={part}" for key, part in value.items()
+            )
+        if value not in (None, ""):
             click.echo(f"{name:<{width}}{value}")
 
 

@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import requests
 from urllib3.exceptions import HTTPError
 
-from client.errors import ClientError, Unreachable
+from client.errors import ClientError, ContactLost, Detached, Unreachable
 from client.package import Package
 from client.record import JobRecord, record
 from client.targets.endpoint import Endpoint
-from client.transport import Transport, reason, refused
+from client.transport import Transport, reason, refused, was_sent
 
 _SUBMIT_TIMEOUT = (5.0, 60.0)  # the server itself waits for a node agent, and stores an upload
 _SHORT_TIMEOUT = (5.0, 5.0)  # for what is asked again and again, and is there at once
@@ -72,7 +73,7 @@ class RayJobs:
         Raises:
             JobNotFound: there is none.
         """
-        response = self._transport.request("GET", f"/api/jobs/{submission_id}", timeout=_SHORT_TIMEOUT)
+        response = self._transport.request("GET", _job_path(submission_id), timeout=_SHORT_TIMEOUT)
         if response.status_code == 404:
             self.version()  # not a Ray server at all? then this says so
             raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
@@ -85,7 +86,7 @@ class RayJobs:
 
     def stop(self, submission_id: str) -> None:
         """Ask for the end of a job. Ray ignores this while the job is pending, and answers as if it did not."""
-        response = self._transport.request("POST", f"/api/jobs/{submission_id}/stop", timeout=_SUBMIT_TIMEOUT)
+        response = self._transport.request("POST", _job_path(submission_id) + "/stop", timeout=_SUBMIT_TIMEOUT)
         if response.status_code == 404:
             raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
         self._parsed(response)
@@ -193,10 +194,13 @@ class RayJobs:
             ClientError: the id is in use by another spec, or the server refused.
             UsageError: the runtime_env or another argument is not valid.
             Unreachable: no try arrived.
+            ContactLost: nothing answers any more, and a try may have arrived.
+            Detached: Ctrl-C, and a try may have arrived.
         """
         from client.ray_sdk import AlreadyExists, submit_job
 
         submission_id, tried = arguments["submission_id"], False
+        hint = f"`status {submission_id}` tells whether the job arrived"
         for pause in (0.2 * 2**n for n in range(_SUBMIT_TRIES)):
             try:
                 submit_job(self._submit_request, arguments)
@@ -210,9 +214,11 @@ class RayJobs:
                     ) from error
                 return tried
             except Unreachable as error:
-                tried, lost = True, error
+                tried, lost = tried or was_sent(error), error
                 time.sleep(pause)
-        raise lost
+            except KeyboardInterrupt as error:
+                raise Detached(f"interrupted while the job was sent: {hint}") from error
+        raise ContactLost(f"{lost}; {hint}") from lost if tried else lost
 
     def _submit_request(self, method: str, path: str, **options: Any) -> requests.Response:
         return self._transport.request(method, path, **{"timeout": _SUBMIT_TIMEOUT, **options})
@@ -241,6 +247,10 @@ class _Sized:
 
     def __len__(self) -> int:
         return self.size
+
+
+def _job_path(submission_id: str) -> str:
+    return "/api/jobs/" + quote(submission_id, safe="")
 
 
 def _package_path(package: Package) -> str:

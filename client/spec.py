@@ -147,12 +147,11 @@ class JobSpec:
             self._script_in_folder(self.script)
 
     def _script_in_folder(self, script: str) -> str:
-        path = Path(os.path.abspath(script))
-        if not path.is_file():
-            raise UsageError(f"no such script: {script} (to run a command, put -- before it)")
-        folder = self.folder()
+        path, folder = Path(os.path.abspath(script)), self.folder()
         if folder is None:
             return script
+        if not path.is_file():
+            raise UsageError(f"no such script: {script} (to run a command, put -- before it)")
         if not path.is_relative_to(folder):
             raise UsageError(f"{script} is outside the working directory {folder}: give --working-dir a folder with it")
         return path.relative_to(folder).as_posix()

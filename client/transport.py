@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 from client.targets.endpoint import Endpoint
@@ -108,13 +109,19 @@ def _refusal(response: requests.Response, had_token: bool) -> str:
     return "the cluster wants a token: put it into a file, and name that in RAY_AUTH_TOKEN_PATH"
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what led to it, the innermost last."""
+    inner = error.__cause__ or error.__context__ or next((a for a in error.args if isinstance(a, BaseException)), None)
+    return [error, *(_causes(inner) if inner else ())]
+
+
 def reason(error: BaseException) -> str:
     """The innermost cause in a few words, without object addresses."""
-    while (
-        inner := error.__cause__
-        or error.__context__
-        or next((a for a in error.args if isinstance(a, BaseException)), None)
-    ):
-        error = inner
-    words = (getattr(error, "strerror", None) or str(error) or type(error).__name__).rpartition(": ")[2]
+    inmost = _causes(error)[-1]
+    words = (getattr(inmost, "strerror", None) or str(inmost) or type(inmost).__name__).rpartition(": ")[2]
     return words if words.isprintable() else "it does not speak HTTP"
+
+
+def was_sent(error: BaseException) -> bool:
+    """Whether a request that failed may have reached the server: not where no connection was made."""
+    return not any(isinstance(cause, NewConnectionError | ConnectTimeoutError) for cause in _causes(error))

@@ -1,0 +1,47 @@
+"""An HTTP server of any behaviour, for what is not quite a Ray dashboard."""
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as its server's function says."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Server"
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        status, headers, content = self.server.answer(self, body)
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+Answer = Callable[[Handler, bytes], tuple[int, Mapping[str, str], bytes]]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    answer: Answer
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[str]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.answer = answer
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

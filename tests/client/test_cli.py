@@ -1,0 +1,134 @@
+"""The command line on a real head: exit codes, and what each command shows."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+ENDS_WITH_7 = "import sys\nfor number in range(30):\n    print('line', number)\nsys.exit(7)\n"
+LINES = b"".join(b"line %d\n" % number for number in range(30))
+SHOWN = {
+    "submission_id", "status", "exit_code", "driver_exit_code", "entrypoint", "message", "error_type", "start_time",
+    "end_time", "metadata",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _something_to_upload(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ENDS_WITH_7)
+
+
+def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None:
+    given = ["submit", "--id", "found", "--name", "a name", "--tag", "team=a"]
+    submitted = run(*given, "--detach", "script.py", "an arg", env=remote)
+    assert (submitted.returncode, submitted.stdout) == (0, b"found\n")
+
+    followed = run("logs", "--follow", "found", env=remote)
+    assert followed.returncode == 7
+    assert followed.stdout.endswith(b"python script.py 'an arg'\n" + LINES)
+    assert b"job found failed with exit code 7" in followed.stderr
+    assert run("logs", "found", env=remote).stdout == followed.stdout
+    assert run("logs", "--tail", "2", "found", env=remote).stdout == b"line 28\nline 29\n"
+    assert run("logs", "--tail", "0", "found", env=remote).stdout == b""
+    tailed = run("logs", "--tail", "1", "--follow", "found", env=remote)
+    assert (tailed.returncode, tailed.stdout) == (7, b"line 29\n")
+
+    again = run(*given, "script.py", "an arg", env=remote)
+    assert (again.returncode, again.stdout) == (7, followed.stdout)
+    assert b"job found is there already: attached" in again.stderr
+    other = run(*given, "--", "true", env=remote)
+    assert other.returncode == 1
+    assert b"the id found is in use by a job with another entrypoint" in other.stderr
+    stopped = run("stop", "found", env=remote)
+    assert (stopped.returncode, stopped.stderr) == (0, b"ray-workload: job found had ended: FAILED\n")
+
+    status = json.loads(run("status", "-o", "json", "found", env=remote).stdout)
+    assert status.keys() == SHOWN
+    assert (status["status"], status["exit_code"], status["driver_exit_code"]) == ("FAILED", 7, 7)
+    assert status["entrypoint"] == "python script.py 'an arg'"
+    assert status["metadata"]["team"] == "a" and status["metadata"]["job_name"] == "a name"
+    assert status["start_time"] < status["end_time"]
+    shown = dict(line.split(maxsplit=1) for line in run("status", "found", env=remote).stdout.decode().splitlines())
+    assert (shown["submission_id"], shown["status"], shown["exit_code"]) == ("found", "FAILED", "7")
+
+    listed = json.loads(run("list", "-o", "json", "--limit", "1000", env=remote).stdout)
+    assert [job for job in listed if job["submission_id"] == "found"] == [status]
+    starts = [job["start_time"] for job in listed]
+    assert starts == sorted(starts, reverse=True)
+    header, *rows = run("list", "--limit", "1000", "--status", "failed", env=remote).stdout.decode().splitlines()
+    assert header.split("\t") == ["SUBMISSION ID", "STATUS", "EXIT", "STARTED", "SECONDS", "NAME", "ENTRYPOINT"]
+    (row,) = (row.split("\t") for row in rows if row.startswith("found\t"))
+    assert row[1:3] + row[5:] == ["FAILED", "7", "a name", "python script.py 'an arg'"]
+    assert {row.split("\t")[1] for row in rows} == {"FAILED"}
+
+
+def test_the_cluster_in_use_is_shown_and_why(run: Cli, remote: dict[str, str]) -> None:
+    shown = json.loads(run("status", "-o", "json", env=remote).stdout)
+    assert shown.keys() == {"address", "url", "source", "ray_version", "session_name", "resources"}
+    assert shown["address"] == shown["url"] == remote["RAY_WORKLOAD_ADDRESS"]
+    assert (shown["source"], shown["ray_version"]) == ("RAY_WORKLOAD_ADDRESS", "2.60.0")
+    assert shown["resources"]["CPU"] >= 1 and shown["resources"]["memory"] > 2**20
+    assert b"RAY_WORKLOAD_ADDRESS" in run("status", env=remote).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "status", "told"),
+    [
+        (["--", "true"], 0, "SUCCEEDED", " succeeded after "),
+        (["--", "sh", "-c", "kill -9 $$"], 137, "FAILED", " failed with exit code 137 after "),
+        (["--", "no-such-program"], 127, "FAILED", " failed with exit code 127 after "),
+        (["--timeout", "0.5", "--", "sleep", "60"], 124, "FAILED", " ran longer than its --timeout of 0.5 s "),
+    ],
+)
+def test_the_exit_code_is_the_drivers(
+    arguments: list[str], code: int, status: str, told: str, run: Cli, remote: dict[str, str]
+) -> None:
+    done = run("submit", "-o", "json", *arguments, env=remote)
+    assert done.returncode == code
+    assert told in done.stderr.decode().splitlines()[-1]
+    shown = json.loads(done.stdout)
+    assert shown.keys() == SHOWN
+    assert (shown["status"], shown["exit_code"]) == (status, code)
+
+
+def test_a_stopped_job_exits_143(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "client", "submit", "--id", "stopped", "--", "sh", "-c", "echo up; exec sleep 60"]
+    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **remote}, stdout=subprocess.PIPE) as submit:
+        assert submit.stdout
+        while submit.stdout.readline() != b"up\n":
+            assert submit.poll() is None
+        stop = run("stop", "-o", "json", "stopped", env=remote)
+        assert submit.wait(30) == 143
+    assert (stop.returncode, json.loads(stop.stdout)["status"]) == (0, "STOPPED")
+    assert b"job stopped was stopped" in stop.stderr
+    followed = run("logs", "--follow", "stopped", env=remote)
+    assert followed.returncode == 143
+    assert followed.stdout.endswith(b"\nup\n")
+    assert b"job stopped was stopped after" in followed.stderr
+
+
+@pytest.fixture
+def another_head(run: Cli) -> Iterator[dict[str, str]]:
+    """For a job that would wait for ever: Ray cannot remove it."""
+    with tempfile.TemporaryDirectory(prefix="rwt", dir="/tmp") as folder:
+        environment = {"TMPDIR": folder}
+        assert run("up", "embedded", env=environment).returncode == 0
+        yield environment
+        assert run("down", "embedded", env=environment).returncode == 0
+
+
+def test_a_pending_job_cannot_be_stopped_and_that_is_told(run: Cli, another_head: dict[str, str]) -> None:
+    submitted = run("submit", "--detach", "--num-cpus", "1000", "--id", "big", "--", "true", env=another_head)
+    assert (submitted.returncode, submitted.stdout) == (0, b"big\n")
+    stop = run("stop", "-o", "json", "--grace", "3", "big", env=another_head)
+    assert stop.returncode == 124
+    error = json.loads(stop.stdout)
+    assert error["exit_code"] == 124 and "job big is still pending" in error["error"]
+    assert stop.stderr.decode() == f"ray-workload: {error['error']}\n"
