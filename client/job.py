@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from sys import executable
 from typing import Any
 
@@ -118,12 +119,14 @@ def _files(spec: JobSpec, endpoint: Endpoint) -> Listing | None:
     return listing(folder, (spec.arguments.get("runtime_env") or {}).get("excludes", ()))
 
 
-def _uri(spec: JobSpec, package: Package | None) -> str:
-    """The working directory as Ray is told it."""
+def _uri(spec: JobSpec, endpoint: Endpoint, package: Package | None = None) -> str | None:
+    """The working directory as Ray is told it, where it has to be."""
     if package:
         return package.uri
     folder = spec.folder()
-    return f"local://{folder}" if folder else str(spec.working_dir or spec.arguments["runtime_env"]["working_dir"])
+    if folder is None:
+        return str(spec.working_dir or spec.arguments["runtime_env"]["working_dir"])
+    return None if endpoint.runs_in(folder) else f"local://{folder}"
 
 
 def plan(spec: JobSpec, address: Address) -> Plan:
@@ -142,9 +145,9 @@ def plan(spec: JobSpec, address: Address) -> Plan:
     )
     files = _files(spec, endpoint)
     if files is None:
-        return Plan(spec.sdk_arguments(endpoint, _uri(spec, None)))
+        return Plan(spec.sdk_arguments(endpoint, _uri(spec, endpoint)))
     with pack(files) as package:
-        return Plan(spec.sdk_arguments(endpoint, _uri(spec, package)), files, package.size)
+        return Plan(spec.sdk_arguments(endpoint, _uri(spec, endpoint, package)), files, package.size)
 
 
 def submit(
@@ -174,7 +177,7 @@ def submit(
         note(chosen.warning)
     with ExitStack() as stack:
         spec.check_files()
-        endpoint = stack.enter_context(connect(chosen, start=not detached))
+        endpoint = stack.enter_context(connect(chosen, start_in=None if detached else spec.folder() or Path.cwd()))
         kind = "a Ray of its own" if endpoint.ends_with_us else endpoint.url
         note(f"address {endpoint.address} ({kind}; {chosen.source})")
         jobs = RayJobs(endpoint)
@@ -182,7 +185,7 @@ def submit(
         for secret in files.withheld if files else ():
             note(f"not uploaded, it looks like a secret: {secret} (`!{secret}` in .rayignore sends it)")
         with _packed(files, progress) as package:
-            arguments = spec.sdk_arguments(endpoint, _uri(spec, package))
+            arguments = spec.sdk_arguments(endpoint, _uri(spec, endpoint, package))
             if endpoint.ends_with_us:
                 import client.ray_sdk  # noqa: F401 # half a second, while the head starts
             endpoint.ready()

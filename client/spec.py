@@ -18,7 +18,7 @@ from typing import Any
 
 import client
 from client.errors import UsageError
-from client.targets.endpoint import Endpoint
+from client.targets.endpoint import STOP_SECONDS, Endpoint
 
 # The arguments of JobSubmissionClient.submit_job (ray/dashboard/modules/job/sdk.py, 2.60) that a job file may hold.
 FILE_KEYS = {
@@ -36,7 +36,6 @@ _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list}  # 
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
 _RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name")
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
-_STOP_SECONDS = "30"  # Ray's own 3 s between SIGTERM and SIGKILL are too short for a checkpoint
 _KILL_SECONDS = 10
 
 
@@ -156,20 +155,21 @@ class JobSpec:
             raise UsageError(f"{script} is outside the working directory {folder}: give --working-dir a folder with it")
         return path.relative_to(folder).as_posix()
 
-    def sdk_arguments(self, endpoint: Endpoint, working_dir: str) -> dict[str, Any]:
+    def sdk_arguments(self, endpoint: Endpoint, working_dir: str | None) -> dict[str, Any]:
         """The arguments of `JobSubmissionClient.submit_job`, with an id and all that is recorded.
 
         Args:
             endpoint: where the job is sent.
-            working_dir: the URI of the working directory there.
+            working_dir: the URI of the working directory there; None where the cluster itself runs in it.
         """
-        environment = {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS, **self._environment()}
-        arguments = {
-            **self.arguments,
-            "entrypoint": self.entrypoint(endpoint),
-            "runtime_env": {**self._runtime_env(), "working_dir": working_dir, "env_vars": environment},
-        }
-        arguments["runtime_env"].pop("excludes", None)  # done when packing
+        runtime_env = {key: value for key, value in self._runtime_env().items() if key != "excludes"}  # done in packing
+        environment = self._environment()
+        if working_dir:
+            runtime_env["working_dir"] = working_dir
+            environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **environment}
+        if environment:
+            runtime_env["env_vars"] = environment
+        arguments = {**self.arguments, "entrypoint": self.entrypoint(endpoint), "runtime_env": runtime_env}
         spec = {key: value for key, value in arguments.items() if key not in ("submission_id", "metadata")}
         recorded = {
             "user": getuser(),

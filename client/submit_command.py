@@ -102,7 +102,7 @@ def _show_plan(plan: Any, *, as_json: bool) -> None:
         output.print_json({**plan.arguments, "upload": upload, "withheld": list(plan.upload.withheld if files else ())})
         return
     click.echo(f"command      {plan.arguments['entrypoint']}")
-    click.echo(f"working_dir  {plan.arguments['runtime_env']['working_dir']}")
+    click.echo(f"working_dir  {plan.arguments['runtime_env'].get('working_dir')}")
     if plan.upload is None:
         click.echo("upload       nothing: the job runs where its files are")
         return

@@ -79,12 +79,12 @@ def _configured() -> Address | None:
     return None
 
 
-def connect(address: Address, *, start: bool = False) -> AbstractContextManager[Endpoint]:
+def connect(address: Address, *, start_in: Path | None = None) -> AbstractContextManager[Endpoint]:
     """The target at an address.
 
     Args:
         address: as `resolve` found it.
-        start: start a Ray of our own where `embedded` finds none kept by `up embedded`.
+        start_in: the folder to start a Ray of our own in, where `embedded` finds none kept by `up embedded`.
 
     Raises:
         UsageError: the address is not usable, or names a Ray that is not there and may not be started.
@@ -97,6 +97,6 @@ def connect(address: Address, *, start: bool = False) -> AbstractContextManager[
 
     if (kept := embedded.warm()) is not None:
         return nullcontext(kept)
-    if not start:
+    if start_in is None:
         raise UsageError("no cluster: start one with `up embedded`, or give its --address")
-    return embedded.cold()
+    return embedded.cold(start_in)

@@ -29,7 +29,7 @@ from typing import IO
 
 from client.errors import ClientError, TimedOut, Unreachable
 from client.targets import keeper
-from client.targets.endpoint import Endpoint, same_host_agent
+from client.targets.endpoint import STOP_SECONDS, Endpoint, same_host_agent
 
 _HEAD = str(Path(__file__).with_name("head.py"))
 _START_SECONDS = 60.0
@@ -48,6 +48,13 @@ class _Head:
     dashboard_port: int
     agent_port: int
     python: str
+    folder: tuple[int, int]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells a folder from another that took its name."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _base() -> Path:
@@ -92,14 +99,16 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _start(directory: Path, lock: int, *, stdin: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
-    """Start a head under a keeper that inherits the lock. Returns the keeper and what both print."""
+def _start(directory: Path, lock: int, folder: Path, *, stdin: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
+    """Start a head in a folder under a keeper that inherits the lock. Returns the keeper and what both print."""
     token = os.open(directory / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     os.write(token, secrets.token_hex(32).encode())
     os.close(token)
     gcs, dashboard, agent, *metrics = _free_ports(5)
     head = [sys.executable, "-P", _HEAD, str(directory), *map(str, (gcs, dashboard, agent))]
-    environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED} | {
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **inherited} | {
+        "PWD": str(folder),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -110,7 +119,7 @@ def _start(directory: Path, lock: int, *, stdin: int) -> "tuple[subprocess.Popen
         "RAY_task_events_shutdown_flush_timeout_ms": "0",
     }
     partial = directory / "head.part"
-    partial.write_text(json.dumps(asdict(_Head(dashboard, agent, sys.executable))))
+    partial.write_text(json.dumps(asdict(_Head(dashboard, agent, sys.executable, _identity(folder)))))
     partial.rename(directory / "head.json")
     log = open(directory / "keeper.log", "w+b")
     process = subprocess.Popen(
@@ -119,6 +128,7 @@ def _start(directory: Path, lock: int, *, stdin: int) -> "tuple[subprocess.Popen
         stdout=log,
         stderr=log,
         env=environment,
+        cwd=folder,
         start_new_session=True,
         pass_fds=[lock],
     )
@@ -167,20 +177,25 @@ def _endpoint(directory: Path, ready: Callable[[], None] = lambda: None, *, cold
         headers={"Authorization": f"Bearer {(directory / 'token').read_text()}"},
         python=head.python,
         in_place=True,
+        runs_in=lambda folder: list(_identity(folder)) == list(head.folder),
         ends_with_us=cold,
         ready=ready,
     )
 
 
 @contextmanager
-def cold() -> Iterator[Endpoint]:
-    """Start a head and yield its endpoint at once. It ends with the context, and in any case with this process."""
+def cold(folder: Path) -> Iterator[Endpoint]:
+    """Start a head and yield its endpoint at once. It ends with the context, and in any case with this process.
+
+    Args:
+        folder: what its processes run in.
+    """
     base = _base()
     _sweep(base)
     directory = Path(tempfile.mkdtemp(prefix="", dir=base))
     lock = _lock(directory)
     assert lock is not None, "nobody else knows this directory"
-    process, log = _start(directory, lock, stdin=subprocess.PIPE)
+    process, log = _start(directory, lock, folder, stdin=subprocess.PIPE)
     try:
         yield _endpoint(directory, lambda: _wait_ready(directory, process, log), cold=True)
     finally:
@@ -218,7 +233,7 @@ def up() -> bool:
         with suppress(FileNotFoundError):  # the one before is on its way out
             if (lock := _lock(directory)) is not None:
                 _empty(directory)
-                process, log = _start(directory, lock, stdin=subprocess.DEVNULL)
+                process, log = _start(directory, lock, Path.cwd(), stdin=subprocess.DEVNULL)
                 with log:
                     _wait_ready(directory, process, log)
                 return True

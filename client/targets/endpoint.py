@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
+
+STOP_SECONDS = "30"  # RAY_JOB_STOP_WAIT_TIME_S: Ray's own 3 s from SIGTERM to SIGKILL are too short for a checkpoint
 
 
 def same_host_agent(url: str) -> Callable[[str], str | None]:
@@ -34,6 +37,8 @@ class Endpoint:
         verify: TLS, as `requests` takes it: True, False or a CA file.
         python: the interpreter that runs a SCRIPT there.
         in_place: jobs run in the working directory itself, so nothing is uploaded.
+        runs_in: whether the cluster's own processes run in a folder. A job there needs no runtime_env, and so is given
+            the workers that Ray has started already.
         ends_with_us: the cluster ends when this client does.
         ready: waits until jobs are taken; raises Unreachable where that will not be.
     """
@@ -45,5 +50,6 @@ class Endpoint:
     verify: bool | str = True
     python: str = "python"
     in_place: bool = False
+    runs_in: Callable[[Path], bool] = lambda _: False
     ends_with_us: bool = False
     ready: Callable[[], None] = lambda: None

@@ -17,7 +17,7 @@ ViaProxy = Callable[..., AbstractContextManager[tuple[RayJobs, FaultProxy, Fault
 
 @pytest.fixture(scope="session")
 def head(environment: Path) -> Iterator[Endpoint]:
-    with embedded.cold() as endpoint:
+    with embedded.cold(environment) as endpoint:
         endpoint.ready()
         yield endpoint
 

@@ -55,7 +55,9 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     assert status["entrypoint"] == "python script.py 'an arg'"
     assert status["metadata"]["team"] == "a" and status["metadata"]["job_name"] == "a name"
     assert status["start_time"] < status["end_time"]
-    shown = dict(line.split(maxsplit=1) for line in run("status", "found", env=remote).stdout.decode().splitlines())
+    lines = run("status", "found", env=remote).stdout.decode().splitlines()
+    shown = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))  # the message has many
+    assert shown.keys() == SHOWN
     assert (shown["submission_id"], shown["status"], shown["exit_code"]) == ("found", "FAILED", "7")
 
     listed = json.loads(run("list", "-o", "json", "--limit", "1000", env=remote).stdout)
@@ -96,6 +98,14 @@ def test_the_exit_code_is_the_drivers(
     shown = json.loads(done.stdout)
     assert shown.keys() == SHOWN
     assert (shown["status"], shown["exit_code"]) == (status, code)
+
+
+def test_a_job_that_never_started_says_why_in_a_line(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "env.yaml").write_text("py_modules: ['file:///no-such.zip']")
+    done = run("submit", "--runtime-env", "env.yaml", "--", "true", env=remote)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.endswith(b": FileNotFoundError: [Errno 2] No such file or directory: '/no-such.zip'\n")
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_stopped_job_exits_143(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,17 +90,19 @@ def test_a_cold_head_shows_its_token_to_nobody(folder: Path, tmp_path: Path) -> 
     command = [sys.executable, "-m", "client", "--debug", "submit", "-o", "json", "driver.py"]
     pipe = subprocess.PIPE
     with Watch() as watch, subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe) as client:
-        while not (tmp_path / "up").exists():
-            assert client.poll() is None, client.communicate()
-            threading.Event().wait(0.05)
-        (token,) = folder.glob(f"rw-{os.getuid()}/*/token")
-        assert stat.S_IMODE(token.stat().st_mode) == 0o600
-        secrets = {token.read_bytes(), FOREIGN.encode()}
-        children = {child.pid for child in psutil.Process(client.pid).children(recursive=True)}
-        environments = held("environ")
-        lines = [line for process, line in held("cmdline").items() if process in children]
-        readable = readable_with(folder, secrets)
-        (tmp_path / "go").touch()
+        try:
+            while not (tmp_path / "up").exists():
+                assert client.poll() is None, client.communicate()
+                time.sleep(0.05)
+            (token,) = folder.glob(f"rw-{os.getuid()}/*/token")
+            assert stat.S_IMODE(token.stat().st_mode) == 0o600
+            secrets = {token.read_bytes(), FOREIGN.encode()}
+            children = {child.pid for child in psutil.Process(client.pid).children(recursive=True)}
+            environments = held("environ")
+            lines = [line for process, line in held("cmdline").items() if process in children]
+            readable = readable_with(folder, secrets)
+        finally:
+            (tmp_path / "go").touch()
         out, err = client.communicate(timeout=60)
     assert client.returncode == 0
     assert any(line.endswith(b"\0driver.py\0") for line in lines), "the driver was not looked at"
