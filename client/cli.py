@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from client import __version__
 from client.errors import ClientError, Detached, TimedOut
-from client.options import address_option, output_option
+from client.options import address_option, choose, output_option
 from client.submit_command import submit
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ cli.add_command(submit)
 
 def _jobs(stack: ExitStack, address: str | None) -> "RayJobs":
     from client.ray_jobs import RayJobs
-    from client.targets import connect, resolve
+    from client.targets import connect
 
-    return RayJobs(stack.enter_context(connect(resolve(address))))
+    return RayJobs(stack.enter_context(connect(choose(address))))
 
 
 @cli.command()
@@ -50,7 +51,7 @@ def logs(ctx: click.Context, address: str | None, follow: bool, tail: int | None
     from client.output import Sink
     from client.watch import watch
 
-    job = attach(submission_id, address)
+    job = attach(submission_id, choose(address).value)
     record = job.status()
     start = 0 if tail is None else tail_offset(job.jobs, record, tail)
     if follow:
@@ -68,9 +69,9 @@ def status(address: str | None, as_json: bool, submission_id: str | None) -> Non
     """Show a job, or without ID the cluster that is in use and why."""
     from client import output
     from client.ray_jobs import RayJobs
-    from client.targets import connect, resolve
+    from client.targets import connect
 
-    chosen = resolve(address)
+    chosen = choose(address)
     with connect(chosen) as endpoint:
         jobs = RayJobs(endpoint)
         if submission_id:
@@ -121,14 +122,14 @@ def stop(address: str | None, grace: float, as_json: bool, submission_id: str) -
 
     with ExitStack() as stack:
         job = follow.stop(_jobs(stack, address), submission_id, grace)
-    if as_json:
-        output.print_json(output.job_data(job))
     if job.status == "PENDING":
         raise TimedOut(f"job {submission_id} is still pending, and Ray cannot stop a job before it starts: try later")
     if not job.finished:
         raise TimedOut(
             f"job {submission_id} was asked to end and still runs: wait with `logs --follow {submission_id}`"
         )
+    if as_json:
+        output.print_json(output.job_data(job))
     output.note(f"job {submission_id} {'was stopped' if job.status == 'STOPPED' else f'had ended: {job.status}'}")
 
 
@@ -157,7 +158,15 @@ def down(target: str) -> None:
 def _fail(state: dict[str, Any], line: str, code: int) -> int:
     from client import output
 
+    if state.get("debug"):
+        traceback.print_exc()
     output.error(line)
+    return _fail_json(state, line, code)
+
+
+def _fail_json(state: dict[str, Any], line: str, code: int) -> int:
+    from client import output
+
     if state.get("json"):
         known = {key: state[key] for key in ("submission_id",) if key in state}
         output.print_json({**known, "error": line, "exit_code": code})
@@ -171,7 +180,7 @@ def main() -> None:
         code = cli.main(standalone_mode=False, obj=state) or 0
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        code = _fail_json(state, error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         code = _fail(state, "interrupted", Detached.exit_code)
     except BrokenPipeError:
@@ -179,12 +188,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except ClientError as error:
-        if state.get("debug"):
-            raise
         code = _fail(state, str(error), error.exit_code)
     except Exception as error:
-        if state.get("debug"):
-            raise
         kind = type(error).__name__
         code = _fail(state, f"internal error, {kind}: {error} (`--debug` before the command shows where)", _INTERNAL)
     sys.exit(code)

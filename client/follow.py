@@ -89,7 +89,7 @@ def follow(
                 contact = time.monotonic()
             if job.finished and offset == before:
                 if not offset:
-                    note("its log could not be had" if job.node_id else f"it never started: {job.message}")
+                    note("its log could not be had" if job.node_id else "it never started")
                 elif not jobs.resumes(job) and not jobs.log_ends_with(job, tail):
                     raise Unreachable(f"the log breaks off after {offset} bytes: read it again nearer to the cluster")
                 return result(job)

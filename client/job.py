@@ -173,8 +173,6 @@ def submit(
     Raises:
         ClientError: one of its kinds; `client.errors` says which.
     """
-    if chosen.warning:
-        note(chosen.warning)
     with ExitStack() as stack:
         spec.check_files()
         endpoint = stack.enter_context(connect(chosen, start_in=None if detached else spec.folder() or Path.cwd()))

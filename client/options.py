@@ -1,6 +1,11 @@
 """Options that several commands share."""
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from client.targets import Address
 
 
 def _use_json(ctx: click.Context, _: click.Parameter, value: str) -> bool:
@@ -18,8 +23,27 @@ output_option = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     callback=_use_json,
+    is_eager=True,  # so that an error in another option is JSON too
     help="json: only JSON on stdout, all else on stderr.",
 )
+
+
+def choose(address: str | None, *, name_it: bool = True) -> "Address":
+    """Resolve --address, and say where another tool's RAY_ADDRESS is used or passed over.
+
+    Args:
+        address: the user's own.
+        name_it: say which is used; `submit` does so itself.
+    """
+    from client.output import note
+    from client.targets import resolve
+
+    chosen = resolve(address)
+    if chosen.warning:
+        note(chosen.warning)
+    if name_it and chosen.source == "RAY_ADDRESS":
+        note(f"address {chosen.value} ({chosen.source})")
+    return chosen
 
 
 def pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

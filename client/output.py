@@ -87,7 +87,7 @@ def print_jobs(jobs: Sequence[JobRecord]) -> None:
 
 
 def print_pairs(pairs: dict[str, Any]) -> None:
-    """Print names and values, one a line."""
+    """Print names and values, one a line; what has more lines goes on below itself."""
     width = max(map(len, pairs)) + 2
     for name, value in pairs.items():
         if isinstance(value, dict):
@@ -95,7 +95,8 @@ def print_pairs(pairs: dict[str, Any]) -> None:
                 f"{key} {part:g}" if isinstance(part, float) else f"{key}={part}" for key, part in value.items()
             )
         if value not in (None, ""):
-            click.echo(f"{name:<{width}}{value}")
+            text = str(value).strip().replace("\n", "\n" + " " * width)
+            click.echo(f"{name:<{width}}{text}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -8,7 +8,7 @@ ray/dashboard/modules/log/log_agent.py (a node agent's /logs, with Range), all o
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
@@ -24,6 +24,7 @@ _SUBMIT_TIMEOUT = (5.0, 60.0)  # the server itself waits for a node agent, and s
 _SHORT_TIMEOUT = (5.0, 5.0)  # for what is asked again and again, and is there at once
 _SUBMIT_TRIES = 6
 _CHUNK = 1 << 20
+_T = TypeVar("_T")
 
 
 class JobNotFound(ClientError):
@@ -61,7 +62,8 @@ class RayJobs:
     def resources(self) -> dict[str, float]:
         """The cluster's resources in total, by name; memory in bytes."""
         total: dict[str, float] = {}
-        for node in self._json("/api/v0/nodes?detail=true&limit=10000")["data"]["result"]["result"]:
+        response = self._transport.request("GET", "/api/v0/nodes?detail=true&limit=10000")
+        for node in self._read(response, lambda data: data["data"]["result"]["result"]):
             for name, amount in (node.get("resources_total") or {}).items():
                 if node.get("state") == "ALIVE" and not name.startswith("node:"):
                     total[name] = total.get(name, 0) + amount
@@ -77,11 +79,12 @@ class RayJobs:
         if response.status_code == 404:
             self.version()  # not a Ray server at all? then this says so
             raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
-        return record(self._parsed(response))
+        return self._read(response, record)
 
     def list(self) -> list[JobRecord]:
         """Every job of the cluster that was submitted, the newest first."""
-        jobs = [record(job) for job in self._json("/api/jobs/") if job.get("submission_id")]
+        response = self._transport.request("GET", "/api/jobs/")
+        jobs = self._read(response, lambda data: [record(job) for job in data if job.get("submission_id")])
         return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
 
     def stop(self, submission_id: str) -> None:
@@ -89,7 +92,8 @@ class RayJobs:
         response = self._transport.request("POST", _job_path(submission_id) + "/stop", timeout=_SUBMIT_TIMEOUT)
         if response.status_code == 404:
             raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
-        self._parsed(response)
+        if not response.ok:
+            raise refused(response)
 
     def read_log(self, job: JobRecord, offset: int) -> Iterator[bytes]:
         """Yield a job's log from a byte on, to where it ends now.
@@ -175,7 +179,8 @@ class RayJobs:
             try:
                 body = _Sized(chunks(), package.size)
                 response = self._transport.request("PUT", _package_path(package), data=body, timeout=_SUBMIT_TIMEOUT)
-                self._parsed(response, empty=True)
+                if not response.ok:
+                    raise refused(response)
                 return
             except Unreachable:
                 if last:
@@ -223,16 +228,13 @@ class RayJobs:
     def _submit_request(self, method: str, path: str, **options: Any) -> requests.Response:
         return self._transport.request(method, path, **{"timeout": _SUBMIT_TIMEOUT, **options})
 
-    def _json(self, path: str) -> Any:
-        return self._parsed(self._transport.request("GET", path))
-
-    def _parsed(self, response: requests.Response, *, empty: bool = False) -> Any:
-        if response.ok:
-            try:
-                return None if empty else response.json()
-            except ValueError as error:
-                raise Unreachable(f"{self.endpoint.url} does not answer as a Ray dashboard does") from error
-        raise refused(response)
+    def _read(self, response: requests.Response, read: Callable[[Any], _T]) -> _T:
+        if not response.ok:
+            raise refused(response)
+        try:
+            return read(response.json())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unreachable(f"{self.endpoint.url} does not answer as a Ray dashboard does") from error
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from client.errors import UsageError
-from client.options import address_option, output_option, pairs
+from client.options import address_option, choose, output_option, pairs
 from client.watch import watch
 
 
@@ -45,9 +45,8 @@ def submit(
 ) -> None:
     """Run a script or a command, show its log, exit with its code."""
     from client import job, output
-    from client.targets import resolve
 
-    spec, chosen = _spec(**given), resolve(address)
+    spec, chosen = _spec(**given), choose(address, name_it=False)
     if dry_run:
         _show_plan(job.plan(spec, chosen), as_json=as_json)
         return
