@@ -11,7 +11,7 @@ from typing import Any
 from client import follow
 from client.listing import Listing, listing
 from client.package import Package, pack
-from client.ray_jobs import RayJobs
+from client.ray_jobs import RayJobs, import_sdk
 from client.record import JobRecord
 from client.spec import JobSpec
 from client.targets import Address, connect
@@ -185,7 +185,7 @@ def submit(
         with _packed(files, progress) as package:
             arguments = spec.sdk_arguments(endpoint, _uri(spec, endpoint, package))
             if endpoint.ends_with_us:
-                import client.ray_sdk  # noqa: F401 # half a second, while the head starts
+                import_sdk()  # while the head starts
             endpoint.ready()
             if not endpoint.in_place:
                 _check_version(jobs, note)

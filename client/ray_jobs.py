@@ -5,9 +5,11 @@ the runtime_env, sent over the same session. Sources: ray/dashboard/modules/job/
 ray/dashboard/modules/log/log_agent.py (a node agent's /logs, with Range), all of Ray 2.60.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -202,6 +204,7 @@ class RayJobs:
             ContactLost: nothing answers any more, and a try may have arrived.
             Detached: Ctrl-C, and a try may have arrived.
         """
+        import_sdk()
         from client.ray_sdk import AlreadyExists, submit_job
 
         submission_id, tried = arguments["submission_id"], False
@@ -235,6 +238,13 @@ class RayJobs:
             return read(response.json())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreachable(f"{self.endpoint.url} does not answer as a Ray dashboard does") from error
+
+
+def import_sdk() -> None:
+    """Import Ray's Job SDK: 0.4 s, a sixth of it saved by not looking for garbage among what only grows."""
+    gc.disable()
+    import_module("client.ray_sdk")
+    gc.enable()
 
 
 @dataclass

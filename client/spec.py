@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from getpass import getuser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import client
@@ -135,6 +135,11 @@ class JobSpec:
         run = line if words else "sh -c " + shlex.quote(line)
         return f"timeout -k {_KILL_SECONDS} {self.timeout:g} {run}"
 
+    def _beside_script(self) -> dict[str, str]:
+        # Ray lets tasks import what lies beside the script, but for a job with a working_dir it does not.
+        folder = PurePosixPath(self._script_in_folder(self.script)).parent if self.script else PurePosixPath()
+        return {"PYTHONPATH": f"{folder}:${{PYTHONPATH}}"} if folder.parts else {}
+
     def check_files(self) -> None:
         """Check that the folder and the script are there, before a cluster is asked anything.
 
@@ -166,7 +171,7 @@ class JobSpec:
         environment = self._environment()
         if working_dir:
             runtime_env["working_dir"] = working_dir
-            environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **environment}
+            environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **self._beside_script(), **environment}
         if environment:
             runtime_env["env_vars"] = environment
         arguments = {**self.arguments, "entrypoint": self.entrypoint(endpoint), "runtime_env": runtime_env}

@@ -22,7 +22,8 @@ def environment() -> Iterator[Path]:
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     saved = dict(os.environ)
     os.environ.clear()
-    os.environ.update(kept, HOME=str(folder), TMPDIR=str(folder))
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"  # a head's `python` is this one
+    os.environ.update(kept, HOME=str(folder), TMPDIR=str(folder), PATH=path)
     tempfile.tempdir = None
     yield folder
     os.environ.clear()

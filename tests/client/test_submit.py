@@ -95,6 +95,21 @@ def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Endpo
         assert done.stderr.count(b"looks like a secret: .env ") == 1
 
 
+@pytest.mark.parametrize("address", ["http", "embedded"])
+def test_a_task_runs_in_the_folder_and_imports_what_is_beside_the_script(
+    as_remote: Path, run: Cli, head: Endpoint, address: str
+) -> None:
+    (as_remote / "sub").mkdir()
+    (as_remote / "data").write_text("of the folder")
+    (as_remote / "sub" / "beside.py").write_text("def read(): return open('data').read()")
+    (as_remote / "sub" / "a.py").write_text(
+        "import beside, ray\nray.init()\nprint(ray.get(ray.remote(lambda: __import__('beside').read()).remote()))\n"
+    )
+    done = run("submit", "--address", head.url if address == "http" else address, "sub/a.py")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith(b"\nof the folder\n")
+
+
 def test_what_is_recorded(as_remote: Path, run: Cli, jobs: RayJobs) -> None:
     (as_remote / "a.py").write_text("")
     git = ["git", "-C", str(as_remote), "-c", "user.name=n", "-c", "user.email=e"]
