@@ -1,6 +1,7 @@
 """What a user sees: bytes and JSON on stdout, notes and progress on stderr; tables and bars on a terminal only."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,9 +44,14 @@ class Sink:
 
     def write(self, data: bytes) -> None:
         """Pass bytes on at once."""
-        self._stream.write(data)
-        self._stream.flush()
-        self.offset += len(data)
+        # Ctrl-C between the two would leave an offset that is behind, and these bytes would be shown again.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._stream.write(data)
+            self._stream.flush()
+            self.offset += len(data)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def job_data(job: JobRecord) -> dict[str, Any]:

@@ -93,8 +93,9 @@ def test_two_at_once_and_a_ray_of_the_users_do_not_meet(script: Callable[[str], 
         "import ray, sys; print('head', ray.init().address_info['gcs_address'], flush=True); sys.stdin.read();"
         " print(ray.get(ray.remote(lambda: 'alive').remote()))"
     )
-    command = [sys.executable, "-c", users]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ray:
+    command, pipe = [sys.executable, "-c", users], subprocess.PIPE
+    home = {**os.environ, "HOME": str(tmp_path)}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=home) as ray:
         theirs = printed_head(ray)
         name = script(WHERE)
         with started("submit", name, cwd=tmp_path) as one, started("submit", name, cwd=tmp_path) as two:

@@ -80,7 +80,8 @@ def followed(head: Endpoint, jobs: RayJobs) -> dict[tuple[str, str, str], Follow
                 "import sys,time\nfor part in iter(lambda: sys.stdin.buffer.read(250000), b''):\n"
                 " sys.stdout.buffer.write(part); sys.stdout.buffer.flush(); time.sleep(1)"
             )
-            job = start(jobs, f"{script} | {sys.executable} -c {shlex.quote(throttle)}")
+            # Ray's own first line may come a moment later than the job's.
+            job = start(jobs, f"sleep 1; {script} | {sys.executable} -c {shlex.quote(throttle)}")
             for way in ("agent", "dashboard"):
                 for fault, apply in FAULTS.items():
                     if way == "dashboard" and fault in ("cut_after_bytes", "silent_after_bytes", "false_end_bytes"):

@@ -91,7 +91,7 @@ def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Endpo
         assert [method for method, path in proxy.requests if "/packages/" in path] == ["GET", "PUT", "GET"]
     for done in runs:
         assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith(b"['.gitignore', 'a.py', 'run.sh']\nTrue\n")
+        assert b"['.gitignore', 'a.py', 'run.sh']\nTrue\n" in done.stdout
         assert done.stderr.count(b"looks like a secret: .env ") == 1
 
 
@@ -107,7 +107,7 @@ def test_a_task_runs_in_the_folder_and_imports_what_is_beside_the_script(
     )
     done = run("submit", "--address", head.url if address == "http" else address, "sub/a.py")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith(b"\nof the folder\n")
+    assert b"\nof the folder\n" in done.stdout
 
 
 def test_what_is_recorded(as_remote: Path, run: Cli, jobs: RayJobs) -> None:
@@ -164,8 +164,8 @@ def test_the_python_api(as_remote: Path, head: Endpoint) -> None:
     written = bytearray()
     ended = submitted.wait(written.extend)
     assert ended.exit_code == 4
-    assert written.endswith("a 1 2 3\nb\xff\n".encode())
-    assert list(submitted.logs())[-2:] == ["a 1 2 3", "b\xff"]
+    assert "a 1 2 3\nb\xff\n".encode() in written
+    assert {"a 1 2 3", "b\xff"} < set(submitted.logs())
     assert submitted.status().metadata["k"] == "v"
     again = client.attach("by-api")
     assert again.attached and again.wait().exit_code == 4
