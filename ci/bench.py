@@ -71,10 +71,11 @@ TARGETS = (
     Target("warm", "submit simple_job.py, warm", "ray job submit, no upload", 0.5),
     Target("submits", f"{SUBMITS} submits, Python", f"ray job submit --no-wait ({THEIR_SUBMITS}, scaled)", 1 / 20),
     Target("log", f"follow {LOG_LINES * LOG_LINE_BYTES / 1e9:g} GB of log", "ray job logs -f", 1 / 3),
+    Target("log-live", "the same, while it is written", "ray job logs -f", 1 / 3),
 )
 Side = Callable[[], float]
 WITHOUT_HEAD = ("help", "cold")  # the others share the head that `up embedded` keeps
-WITHOUT_WARM_UP = ("submits", "log")  # the others have one round that is not counted
+WITHOUT_WARM_UP = ("submits", "log", "log-live")  # the others have one round that is not counted
 
 
 def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[float, str, float]:
@@ -165,9 +166,9 @@ class Bench:
             loop = f"for _ in range({SUBMITS}): client.submit(command=['true'], address='embedded')"
             some = timed(RAY, "job", "submit", *there, "--no-wait", "--", "true", times=THEIR_SUBMITS)
             return [timed(sys.executable, "-c", f"import client\n{loop}"), lambda: some() * SUBMITS / THEIR_SUBMITS]
-        if name == "log":
+        if name in ("log", "log-live"):
             commands = ([*CLIENT, "logs", *where, "--follow"], [RAY, "job", "logs", *there, "-f"])
-            return [partial(self._followed, command) for command in commands]
+            return [partial(self._followed, name, command) for command in commands]
         command = [*CLIENT, name, *where, *([submit("--", "true")] if name == "status" else [])]
         imports = run(sys.executable, "-X", "importtime", *command[1:])[1].splitlines()
         modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports}
@@ -186,9 +187,10 @@ class Bench:
         end_processes(folder)
         return time.perf_counter() - began
 
-    def _followed(self, command: Sequence[str]) -> float:
+    def _followed(self, name: str, command: Sequence[str]) -> float:
         job = submit(PROGRESS, "--lines", str(LOG_LINES), "--size", str(LOG_LINE_BYTES), "--rate", "0")
-        self.wait(lambda job: job.status != "PENDING")  # its start is no matter of ours or theirs
+        # Its start is no matter of ours or theirs.
+        self.wait(lambda job: job.status != "PENDING" if name == "log-live" else job.finished)
         ours, counted = command[0] != RAY, f"{shlex.join([*command, job])} 2>/dev/null | wc -c"
         seconds, count, peak = run("sh", "-c", counted, env=None if ours else self.env)
         self.wait(lambda job: job.finished)
@@ -197,7 +199,7 @@ class Bench:
         log.unlink()
         passed = {"every byte": count.strip() == str(size), f"below {LOG_PEAK_MB:g} MB": peak < LOG_PEAK_MB}
         fact = {"ours": ours, "bytes": count.strip(), "log_bytes": size, "peak_mb": peak}
-        self.facts.setdefault("log", []).append({**fact, **({"passed": passed} if ours else {})})
+        self.facts.setdefault(name, []).append({**fact, **({"passed": passed} if ours else {})})
         return min(seconds, LIMIT_SECONDS)
 
     def measure(self, name: str, runs: int) -> list[dict[str, Any]]:

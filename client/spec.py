@@ -10,8 +10,10 @@ import shlex
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from getpass import getuser
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -181,7 +183,7 @@ class JobSpec:
             "host": socket.gethostname(),
             "client_version": client.__version__,
             "spec_hash": hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest(),
-            **_git_state(self.folder()),
+            **_git_state(self.folder(), int(time.monotonic())),
         }
         if self.timeout is not None:
             recorded["timeout"] = f"{self.timeout:g}"
@@ -200,8 +202,14 @@ def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
             raise UsageError(f"{name} must be {_KINDS[kind]}")
 
 
-def _git_state(folder: Path | None) -> dict[str, str]:
-    """The commit a folder is at and whether tracked files differ from it; nothing outside a repository."""
+@lru_cache(maxsize=1)
+def _git_state(folder: Path | None, second: int) -> dict[str, str]:
+    """The commit a folder is at and whether tracked files differ from it; nothing outside a repository.
+
+    Args:
+        folder: to look at.
+        second: now. Of many submits in a row, one a second asks git.
+    """
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
