@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 _INTERNAL, _BROKEN_PIPE = 70, 141
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+class _Cli(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Leave with a code of its own when whoever reads our output has left; click would make it 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Nothing more can be said there, not even by the interpreter's own flush.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(_BROKEN_PIPE)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="ray-workload")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
@@ -183,10 +194,6 @@ def main() -> NoReturn:
         code = _fail_json(state, error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         code = _fail(state, "interrupted", Detached.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has left; nothing more can be said there, not even by the interpreter's own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = _BROKEN_PIPE
     except ClientError as error:
         code = _fail(state, str(error), error.exit_code)
     except Exception as error:
@@ -197,7 +204,7 @@ def main() -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     """Exit without taking the interpreter apart: with Ray imported that takes 0.15 s, and nothing is left to do."""
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or not there at all
+            stream.flush()
     os._exit(code)

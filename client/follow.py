@@ -5,6 +5,7 @@ that breaks, goes silent or ends early costs one request. The end is believed on
 read before a log that had no more.
 """
 
+import math
 import re
 import time
 from collections import deque
@@ -40,18 +41,25 @@ def result(job: JobRecord) -> JobResult:
     Args:
         job: a record with a final status.
     """
-    limit = float(job.metadata.get("timeout", "inf"))
     if job.status == "SUCCEEDED":
         code = 0
     elif job.status == "STOPPED":
         code = 143
-    elif job.exit_code in (124, 137) and (job.seconds or 0) >= limit:
+    elif job.exit_code in (124, 137) and (job.seconds or 0) >= _timeout(job):
         code = 124
     elif job.exit_code is None:
         code = 1
     else:
         code = job.exit_code if job.exit_code > 0 else 128 - job.exit_code
     return JobResult(job, code)
+
+
+def _timeout(job: JobRecord) -> float:
+    """The job's --timeout in seconds; metadata that another client wrote may hold anything."""
+    try:
+        return float(job.metadata["timeout"])
+    except (KeyError, TypeError, ValueError):
+        return math.inf
 
 
 def follow(
@@ -77,19 +85,20 @@ def follow(
     """
     seen, tail, contact = "", b"", time.monotonic()
     quiet_since = contact
-    waiting_told = losing_told = False
+    waiting_told = losing_told = ended = False
     while True:
         before, began = offset, time.monotonic()
         try:
             job = jobs.get(submission_id)
+            ended = job.finished
             for chunk in jobs.read_log(job, offset):
                 write(chunk)
                 offset += len(chunk)
                 tail = (tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
                 contact = time.monotonic()
             if job.finished and offset == before:
-                if not offset:
-                    note("its log could not be had" if job.node_id else "it never started")
+                if not offset and not job.node_id:
+                    note("it never started")
                 elif not jobs.resumes(job) and not jobs.log_ends_with(job, tail):
                     raise Unreachable(f"the log breaks off after {offset} bytes: read it again nearer to the cluster")
                 return result(job)
@@ -107,14 +116,17 @@ def follow(
         except Unreachable as error:
             lost = time.monotonic() - contact
             if lost > _LOST_SECONDS:
-                raise ContactLost(
-                    f"contact lost for {lost:.0f} s, job {submission_id} may still run: {error}"
-                ) from error
+                state = f"contact lost for {lost:.0f} s, job {submission_id} may still run"
+                if ended:
+                    state = f"job {submission_id} has ended ({seen}), but its log cannot be read past byte {offset}"
+                raise ContactLost(f"{state}: {error}") from error
             if not losing_told:
-                losing_told = bool(note(f"no contact, trying on: {error}")) or True
+                note(f"no contact, trying on: {error}")
+                losing_told = True
         quiet = time.monotonic() - quiet_since
         if seen == "PENDING" and quiet > _PENDING_SECONDS and not waiting_told:
-            waiting_told = bool(note(f"waiting, the job is pending: {job.message or 'no reason given'}")) or True
+            note(f"waiting, the job is pending: {job.message or 'no reason given'}")
+            waiting_told = True
         # A log that has been quiet for long is asked less often: at most a second late, 5 % of the wait.
         pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, quiet / 20))
         if seen and not jobs.resumes(job):

@@ -30,6 +30,9 @@ def _no_progress(_: str, __: int) -> AbstractContextManager[Callable[[int], obje
     return nullcontext(lambda _: None)
 
 
+_open: "set[Job]" = set()  # a job that nobody holds goes on all the same
+
+
 class Job:
     """A submitted job. A Ray started for it lives until `wait` returns, or `close`, or the interpreter ends."""
 
@@ -46,6 +49,7 @@ class Job:
         self.attached = attached
         self.jobs = jobs
         self._stack = stack
+        _open.add(self)
 
     def __repr__(self) -> str:
         return f"<Job {self.submission_id} at {self.jobs.endpoint.address}>"
@@ -93,6 +97,7 @@ class Job:
 
     def close(self) -> None:
         """End a Ray that was started for this job, and the job with it; another goes on."""
+        _open.discard(self)
         self._stack.close()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from client.errors import ClientError
 from client.follow import JobResult, result
 from client.record import JobRecord
 
@@ -45,11 +46,15 @@ class Sink:
     def write(self, data: bytes) -> None:
         """Pass bytes on at once."""
         # Ctrl-C between the two would leave an offset that is behind, and these bytes would be shown again.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             self._stream.write(data)
             self._stream.flush()
             self.offset += len(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ClientError(f"the log cannot be written here: {error.strerror}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

@@ -44,6 +44,7 @@ class RayJobs:
         """
         self.endpoint = endpoint
         self._transport = Transport(endpoint)
+        self._closed: set[str | None] = set()  # agents that take no connection
 
     def version(self) -> dict[str, str]:
         """The server's `ray_version` and `session_name`, which changes when the head restarts.
@@ -116,9 +117,18 @@ class RayJobs:
             url, headers = self._dashboard_log(job, lines=-1), {"Accept-Encoding": "identity"}
         else:
             return
-        with self._transport.request("GET", url, headers=headers, stream=True, timeout=_SHORT_TIMEOUT) as response:
+        try:
+            response = self._transport.request("GET", url, headers=headers, stream=True, timeout=_SHORT_TIMEOUT)
+        except Unreachable as error:
+            if was_sent(error) or offset or url.startswith("/"):
+                raise
+            self._closed.add(job.agent)  # a firewall or a tunnel lets only the dashboard through
+            yield from self.read_log(job, offset)
+            return
+        with response:
             try:
-                if response.status_code == 416 or (response.status_code in (404, 500) and not offset):
+                missing = response.status_code in (404, 500) and not offset and not job.finished
+                if response.status_code == 416 or missing:
                     response.content  # noqa: B018 # read to its end, the connection is kept
                     return  # at the log's end; not written yet (500 is the dashboard's word for it)
                 if not response.ok:
@@ -140,17 +150,21 @@ class RayJobs:
         """How many bytes a job's log has now; 0 where only its whole text can be had."""
         if not (url := self._agent_log(job)):
             return 0
-        with self._transport.request("GET", url, headers={"Range": "bytes=0-0"}, stream=True) as response:
-            return int(response.headers.get("Content-Range", "/0").rpartition("/")[2])
+        try:
+            with self._transport.request("GET", url, headers={"Range": "bytes=0-0"}, stream=True) as response:
+                return int(response.headers.get("Content-Range", "/0").rpartition("/")[2])
+        except Unreachable:
+            return 0
 
     def log_ends_with(self, job: JobRecord, tail: bytes) -> bool:
         """Whether a job's log ends as what was read of it, where a broken answer can look like a whole one."""
-        end = self._transport.request("GET", self._dashboard_log(job, lines=10)).content
+        response = self._transport.request("GET", self._dashboard_log(job, lines=10))
+        end = response.content
         common = min(len(end), len(tail))
-        return end[len(end) - common :] == tail[len(tail) - common :]
+        return response.ok and bool(end) and end[len(end) - common :] == tail[len(tail) - common :]
 
     def _agent_log(self, job: JobRecord) -> str | None:
-        agent = self.endpoint.agent(job.agent) if job.agent else None
+        agent = self.endpoint.agent(job.agent) if job.agent and job.agent not in self._closed else None
         return f"{agent}/logs/job-driver-{job.submission_id}.log" if agent else None
 
     def _dashboard_log(self, job: JobRecord, *, lines: int) -> str:
@@ -205,28 +219,36 @@ class RayJobs:
             Detached: Ctrl-C, and a try may have arrived.
         """
         import_sdk()
+        hint = f"`status {arguments['submission_id']}` tells whether the job arrived"
+        arrived = False  # perhaps: an answer was lost
+        try:
+            for pause in (0.2 * 2**n for n in range(_SUBMIT_TRIES)):
+                try:
+                    return self._submit_once(arguments) or arrived
+                except Unreachable as error:
+                    arrived, lost = arrived or was_sent(error), error
+                    time.sleep(pause)
+        except KeyboardInterrupt as error:
+            raise Detached(f"interrupted while the job was sent: {hint}") from error
+        if not arrived:
+            raise lost
+        raise ContactLost(f"{lost}; {hint}") from lost
+
+    def _submit_once(self, arguments: Mapping[str, Any]) -> bool:
+        """Send a job; False where the same id with the same spec is there."""
         from client.ray_sdk import AlreadyExists, submit_job
 
-        submission_id, tried = arguments["submission_id"], False
-        hint = f"`status {submission_id}` tells whether the job arrived"
-        for pause in (0.2 * 2**n for n in range(_SUBMIT_TRIES)):
-            try:
-                submit_job(self._submit_request, arguments)
-                return True
-            except AlreadyExists as error:
-                theirs = self.get(submission_id).metadata.get("spec_hash")
-                if theirs != arguments["metadata"]["spec_hash"]:
-                    raise ClientError(
-                        f"the id {submission_id} is in use by a job with another entrypoint, runtime_env or resources: "
-                        "give another --id"
-                    ) from error
-                return tried
-            except Unreachable as error:
-                tried, lost = tried or was_sent(error), error
-                time.sleep(pause)
-            except KeyboardInterrupt as error:
-                raise Detached(f"interrupted while the job was sent: {hint}") from error
-        raise ContactLost(f"{lost}; {hint}") from lost if tried else lost
+        submission_id = arguments["submission_id"]
+        try:
+            submit_job(self._submit_request, arguments)
+        except AlreadyExists as error:
+            if self.get(submission_id).metadata.get("spec_hash") == arguments["metadata"]["spec_hash"]:
+                return False
+            raise ClientError(
+                f"the id {submission_id} is in use by a job with another entrypoint, runtime_env or resources: "
+                "give another --id"
+            ) from error
+        return True
 
     def _submit_request(self, method: str, path: str, **options: Any) -> requests.Response:
         return self._transport.request(method, path, **{"timeout": _SUBMIT_TIMEOUT, **options})
@@ -242,9 +264,13 @@ class RayJobs:
 
 def import_sdk() -> None:
     """Import Ray's Job SDK: 0.4 s, a sixth of it saved by not looking for garbage among what only grows."""
+    enabled = gc.isenabled()
     gc.disable()
-    import_module("client.ray_sdk")
-    gc.enable()
+    try:
+        import_module("client.ray_sdk")
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass

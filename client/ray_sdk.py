@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from client.errors import ClientError, Unreachable, UsageError
-from client.transport import refused
+from client.errors import ClientError, UsageError
+from client.transport import NotReady, refused
 
 
 class AlreadyExists(ClientError):
@@ -33,7 +33,7 @@ class _Client(JobSubmissionClient):
         if "already exists" in r.text:
             raise AlreadyExists("a job of this id is there already")
         if "No available agent" in r.text:
-            raise Unreachable("the cluster has no node that takes jobs yet: is the head still starting?")
+            raise NotReady("the cluster has no node that takes jobs yet: is the head still starting?")
         raise refused(r)
 
 

@@ -38,7 +38,7 @@ _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list}  # 
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
 _RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name")
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
-_KILL_SECONDS = 10
+_KILL_SECONDS = STOP_SECONDS  # `timeout` counts them after a stop too
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class JobSpec:
         if endpoint.in_place and not shutil.which("timeout"):
             raise UsageError("--timeout needs the program `timeout` of GNU coreutils: install it")
         run = line if words else "sh -c " + shlex.quote(line)
-        return f"timeout -k {_KILL_SECONDS} {self.timeout:g} {run}"
+        return f"timeout -k {_KILL_SECONDS} {self.timeout:.15g} {run}"
 
     def _beside_script(self) -> dict[str, str]:
         # Ray lets tasks import what lies beside the script, but for a job with a working_dir it does not.
@@ -179,14 +179,14 @@ class JobSpec:
         arguments = {**self.arguments, "entrypoint": self.entrypoint(endpoint), "runtime_env": runtime_env}
         spec = {key: value for key, value in arguments.items() if key not in ("submission_id", "metadata")}
         recorded = {
-            "user": getuser(),
+            "user": _user(),
             "host": socket.gethostname(),
             "client_version": client.__version__,
             "spec_hash": hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest(),
             **_git_state(self.folder(), int(time.monotonic())),
         }
         if self.timeout is not None:
-            recorded["timeout"] = f"{self.timeout:g}"
+            recorded["timeout"] = f"{self.timeout:.15g}"
         if self.name:
             recorded["job_name"] = self.name
         arguments["metadata"] = {**self.arguments.get("metadata", {}), **self.tags, **recorded}
@@ -202,6 +202,13 @@ def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
             raise UsageError(f"{name} must be {_KINDS[kind]}")
 
 
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):  # a container's user may have a number only
+        return str(os.getuid())
+
+
 @lru_cache(maxsize=1)
 def _git_state(folder: Path | None, second: int) -> dict[str, str]:
     """The commit a folder is at and whether tracked files differ from it; nothing outside a repository.
@@ -210,6 +217,8 @@ def _git_state(folder: Path | None, second: int) -> dict[str, str]:
         folder: to look at.
         second: now. Of many submits in a row, one a second asks git.
     """
+    if folder is None:
+        return {}
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)

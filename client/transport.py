@@ -29,6 +29,10 @@ def _session(endpoint: Endpoint) -> requests.Session:
     return session
 
 
+class NotReady(Unreachable):
+    """The server answers that it does not take this yet."""
+
+
 class Transport:
     """Sends requests to one endpoint."""
 
@@ -123,5 +127,6 @@ def reason(error: BaseException) -> str:
 
 
 def was_sent(error: BaseException) -> bool:
-    """Whether a request that failed may have reached the server: not where no connection was made."""
-    return not any(isinstance(cause, NewConnectionError | ConnectTimeoutError) for cause in _causes(error))
+    """Whether a request that failed may have been taken: not where no connection was made."""
+    never = NotReady | NewConnectionError | ConnectTimeoutError
+    return not any(isinstance(cause, never) for cause in _causes(error))

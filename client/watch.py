@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from client.output import Sink
 
 _AGAIN_SECONDS = 2.0  # a second Ctrl-C this soon stops the job
+_PENDING_SECONDS = 1.0  # between two stops: Ray does nothing with one that comes before the job has started
 
 
 def watch(ctx: click.Context, job: "Job", address: str | None, *, as_json: bool, offset: int = 0) -> NoReturn:
@@ -28,12 +29,14 @@ def watch(ctx: click.Context, job: "Job", address: str | None, *, as_json: bool,
         Detached: Ctrl-C.
     """
     from client import output
+    from client.follow import follow
 
     sink = output.Sink(to_stderr=as_json, offset=offset)
     try:
-        ended = job.wait(sink.write, output.note, offset=offset)
+        ended = follow(job.jobs, job.submission_id, sink.write, output.note, offset=offset)
     except KeyboardInterrupt:
         _interrupted(ctx, job, sink, address)
+    job.close()
     if as_json:
         output.print_json(output.job_data(ended.job))
     output.print_result(ended)
@@ -54,6 +57,14 @@ def _interrupted(ctx: click.Context, job: "Job", sink: "Sink", address: str | No
     except KeyboardInterrupt:
         pass
     output.note("stopping the job (Ctrl-C again leaves at once)")
-    job.jobs.stop(job.submission_id)
-    job.wait(sink.write, output.note, offset=sink.offset)
-    raise Detached(f"job {job.submission_id} was stopped by Ctrl-C")
+    while not (now := job.status()).finished:
+        if now.status == "PENDING" and job.jobs.endpoint.ends_with_us:
+            job.close()
+            raise Detached(f"job {job.submission_id} was ended by Ctrl-C before it started")
+        job.jobs.stop(job.submission_id)
+        if now.status == "RUNNING":
+            break
+        time.sleep(_PENDING_SECONDS)
+    ended = job.wait(sink.write, output.note, offset=sink.offset).job
+    how = "was stopped by Ctrl-C" if ended.status == "STOPPED" else f"had ended: {ended.status}"
+    raise Detached(f"job {job.submission_id} {how}")

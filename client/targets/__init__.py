@@ -41,7 +41,7 @@ def resolve(flag: str | None) -> Address:
         UsageError: the address found has no form that is known, or holds a password.
     """
     found, warning = _find(flag)
-    if "@" in found.value:
+    if "@" in found.value.partition("://")[2].partition("/")[0]:
         raise UsageError(f"the address of {found.source} holds a password: give a token in RAY_AUTH_TOKEN_PATH instead")
     scheme = found.value.partition("://")[0]
     if scheme not in ("http", "https") and found.value != "embedded":

@@ -183,6 +183,12 @@ def _endpoint(directory: Path, ready: Callable[[], None] = lambda: None, *, cold
     )
 
 
+def _wait_end(process: "subprocess.Popen[bytes]") -> None:
+    """Give the keeper time to end all; where that is not enough it goes on without us."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_SECONDS)
+
+
 @contextmanager
 def cold(folder: Path) -> Iterator[Endpoint]:
     """Start a head and yield its endpoint at once. It ends with the context, and in any case with this process.
@@ -195,14 +201,18 @@ def cold(folder: Path) -> Iterator[Endpoint]:
     directory = Path(tempfile.mkdtemp(prefix="", dir=base))
     lock = _lock(directory)
     assert lock is not None, "nobody else knows this directory"
-    process, log = _start(directory, lock, folder, stdin=subprocess.PIPE)
+    try:
+        process, log = _start(directory, lock, folder, stdin=subprocess.PIPE)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     try:
         yield _endpoint(directory, lambda: _wait_ready(directory, process, log), cold=True)
     finally:
         log.close()
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(_END_SECONDS)
+        _wait_end(process)
 
 
 def warm() -> Endpoint | None:
@@ -233,9 +243,16 @@ def up() -> bool:
         with suppress(FileNotFoundError):  # the one before is on its way out
             if (lock := _lock(directory)) is not None:
                 _empty(directory)
+                os.ftruncate(lock, 0)  # the process id of a keeper that was killed
                 process, log = _start(directory, lock, Path.cwd(), stdin=subprocess.DEVNULL)
-                with log:
+                try:
                     _wait_ready(directory, process, log)
+                except BaseException:
+                    process.terminate()
+                    _wait_end(process)
+                    raise
+                finally:
+                    log.close()
                 return True
             if _takes_jobs(_head(directory)):
                 return False
@@ -262,10 +279,15 @@ def down() -> bool:
     directory, deadline = _base() / "warm", time.monotonic() + _END_SECONDS
     if warm() is None:
         return False
-    # The lock is held, so the process id in it is the keeper's and no other's.
-    os.kill(int((directory / "lock").read_text()), signal.SIGTERM)
+    asked = False
     while time.monotonic() < deadline:
         if warm() is None:
             return True
+        # The lock is held, so the process id in it, once it is written, is the keeper's.
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            keeper_pid = int((directory / "lock").read_text())
+            if not asked:
+                os.kill(keeper_pid, signal.SIGTERM)
+                asked = True
         time.sleep(0.02)
     raise TimedOut(f"the head in {directory} did not end within {_END_SECONDS:.0f} s: run `down embedded` again")

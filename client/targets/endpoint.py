@@ -20,9 +20,13 @@ def same_host_agent(url: str) -> Callable[[str], str | None]:
     Returns:
         A function from an agent's address, as in the job's record, to the URL to use or None.
     """
-    host = urlsplit(url).hostname
-    own = {host, "127.0.0.1"} if host == "localhost" else {host}
-    return lambda agent: agent if urlsplit(agent).hostname in own else None
+    base = urlsplit(url)
+
+    def reach(agent: str) -> str | None:
+        parts = urlsplit(agent)
+        return agent if (parts.scheme, parts.hostname) == (base.scheme, base.hostname) else None
+
+    return reach
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@
 the Ray Client server and its port; either would collide with another Ray on this machine.
 """
 
+import ctypes
 import signal
 import sys
 
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.utils import write_ray_address
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main(temp_dir: str, gcs_port: int, dashboard_port: int, agent_port: int) -> None:
@@ -23,6 +26,8 @@ def main(temp_dir: str, gcs_port: int, dashboard_port: int, agent_port: int) -> 
         dashboard_port: another.
         agent_port: another.
     """
+    if sys.platform == "linux":  # a keeper that is killed takes the head along
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # Where a job looks for its cluster; without it, it takes any Ray that it finds running on this machine. A job may
     # come before the node is complete, so this is written first.
     write_ray_address(f"127.0.0.1:{gcs_port}", temp_dir)

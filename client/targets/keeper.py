@@ -19,6 +19,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -42,15 +43,20 @@ def _reap() -> None:
         pass
 
 
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
 def _end_descendants() -> None:
     """Kill until none is left: a process may fork between the look and the kill."""
     me = psutil.Process()
-    while alive := [p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]:
+    while alive := [process for process in me.children(recursive=True) if _alive(process)]:
         for process in alive:
-            try:
+            with suppress(psutil.Error):
                 process.kill()
-            except psutil.NoSuchProcess:
-                pass
         psutil.wait_procs(alive, timeout=1)
         _reap()
 
@@ -79,7 +85,7 @@ def main(directory: Path, command: list[str]) -> None:
     _adopt_orphans()
     try:
         head = psutil.Process(subprocess.Popen(command, stdin=subprocess.DEVNULL).pid)
-        while head.is_running() and head.status() != psutil.STATUS_ZOMBIE:
+        while _alive(head):
             _reap()
             if _client_left():
                 break

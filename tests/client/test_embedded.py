@@ -182,6 +182,26 @@ def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], s
     assert run("list").returncode == 2
 
 
+def test_ctrl_c_before_a_job_has_started_ends_it(script: Callable[[str], str], tmp_path: Path) -> None:
+    with started("submit", "--num-cpus", "1000", script(WHERE), cwd=tmp_path) as client:
+        assert client.stderr
+        while b"submitted" not in client.stderr.readline():
+            pass
+        client.send_signal(signal.SIGINT)
+        _, errors = client.communicate(timeout=30)
+        assert client.returncode == 130
+    assert b"was ended by Ctrl-C before it started" in errors
+    assert not heads()
+
+
+def test_a_reader_that_leaves_ends_it(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m client submit -- seq 1000000 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.returncode == 141, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert not heads()
+
+
 @pytest.mark.usefixtures("warm")
 def test_ctrl_c_leaves_a_warm_job_alone_and_the_second_stops_it(
     run: Cli, script: Callable[[str], str], tmp_path: Path

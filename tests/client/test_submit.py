@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import pytest
 import client
 from client import job
 from client.errors import ClientError
+from client.follow import follow
 from client.ray_jobs import RayJobs
 from client.record import JobRecord
 from client.spec import JobSpec
 from client.targets import Address
-from client.targets.endpoint import Endpoint
+from client.targets.endpoint import Endpoint, same_host_agent
 from tests.client.conftest import port, via_proxy
 from tests.client.proxy import FaultProxy
 from tests.conftest import Cli
@@ -151,7 +153,7 @@ def test_a_dry_run_asks_nobody(as_remote: Path, run: Cli) -> None:
     options = ["--address", "http://127.0.0.1:9", "--dry-run", "--timeout", "60"]
     shown = run("submit", *options, "a.py", "b c")
     assert shown.returncode == 0, shown.stderr
-    assert b"timeout -k 10 60 python a.py 'b c'" in shown.stdout
+    assert b"timeout -k 30 60 python a.py 'b c'" in shown.stdout
     assert b"1000 a.py" in shown.stdout and b"withheld k.pem" in shown.stdout
     data = json.loads(run("submit", *options, "-o", "json", "a.py").stdout)
     assert data["upload"] == [{"path": "a.py", "bytes": 1000}] and data["withheld"] == ["k.pem"]
@@ -206,6 +208,41 @@ def test_reading_needs_no_ray(run: Cli, remote: dict[str, str]) -> None:
         imported = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
         assert not imported & {b"ray", b"kubernetes", b"numpy", b"pyhelm3"}
         assert b"client.cli" in imported
+
+
+def test_a_reply_that_never_comes_is_not_called_unreachable(head: Endpoint, tmp_path: Path) -> None:
+    arguments = spec_arguments(head, tmp_path / "ran", "no-reply")
+    with via_proxy(head, None) as (through, dashboard, _):
+        dashboard.faults.lose_replies = 100
+        dashboard.faults.status, dashboard.faults.match = 503, "/api/jobs/no-reply"
+        with pytest.raises(client.ContactLost, match="`status no-reply` tells whether the job arrived"):
+            through.submit(arguments)
+        assert dashboard.fired["lose_replies"]
+    with pytest.raises(client.Unreachable, match="Connection refused"):
+        through.submit(arguments)
+
+
+def test_the_agent_is_used_on_the_dashboards_host_and_scheme_only() -> None:
+    reach = same_host_agent("https://10.0.0.5:8265")
+    assert reach("https://10.0.0.5:52365") == "https://10.0.0.5:52365"
+    assert reach("http://10.0.0.5:52365") is None, "the token would go out in clear"
+    assert reach("https://10.0.0.6:52365") is None, "it may be a stranger's"
+
+
+def test_a_closed_agent_leaves_the_dashboards_way(head: Endpoint, jobs: RayJobs) -> None:
+    arguments = {"entrypoint": "echo through the dashboard", "submission_id": "closed-agent", "metadata": {}}
+    jobs.submit({**arguments, "metadata": {"spec_hash": "x"}})
+    closed = RayJobs(replace(head, agent=lambda _: "http://127.0.0.1:9"))
+    log = bytearray()
+    assert follow(closed, "closed-agent", log.extend).exit_code == 0
+    assert b"through the dashboard\n" in log
+
+
+def test_strange_metadata_of_other_clients(jobs: RayJobs, run: Cli, remote: dict[str, str]) -> None:
+    metadata = {"spec_hash": "x", "timeout": "1h"}
+    jobs.submit({"entrypoint": "exit 124", "submission_id": "strange", "metadata": metadata})
+    assert job.Job("strange", jobs, ExitStack()).wait().exit_code == 124
+    assert run("list", env=remote).returncode == 0
 
 
 def test_an_unready_cluster_is_told(tmp_path: Path) -> None:
