@@ -58,8 +58,9 @@ def _jobs(stack: ExitStack, address: str | None) -> "RayJobs":
 def logs(ctx: click.Context, address: str | None, follow: bool, tail: int | None, submission_id: str) -> None:
     """Print a job's log."""
     from client.api import attach
+    from client.follow import follow as follow_log
     from client.follow import tail_offset
-    from client.output import Sink
+    from client.output import Sink, note
     from client.watch import watch
 
     job = attach(submission_id, choose(address).value)
@@ -68,6 +69,9 @@ def logs(ctx: click.Context, address: str | None, follow: bool, tail: int | None
     if follow:
         watch(ctx, job, address, as_json=False, offset=start)
     sink = Sink(to_stderr=False)
+    if record.finished:
+        follow_log(job.jobs, submission_id, sink.write, note, offset=start)
+        return
     for chunk in job.jobs.read_log(record, start):
         sink.write(chunk)
 

@@ -85,12 +85,13 @@ def follow(
     """
     seen, tail, contact = "", b"", time.monotonic()
     quiet_since = contact
-    waiting_told = losing_told = ended = False
+    waiting_told = losing_told = False
+    ended = ""
     while True:
         before, began = offset, time.monotonic()
         try:
             job = jobs.get(submission_id)
-            ended = job.finished
+            ended = job.status if job.finished else ""
             for chunk in jobs.read_log(job, offset):
                 write(chunk)
                 offset += len(chunk)
@@ -118,7 +119,7 @@ def follow(
             if lost > _LOST_SECONDS:
                 state = f"contact lost for {lost:.0f} s, job {submission_id} may still run"
                 if ended:
-                    state = f"job {submission_id} has ended ({seen}), but its log cannot be read past byte {offset}"
+                    state = f"job {submission_id} has ended ({ended}), but its log cannot be read past byte {offset}"
                 raise ContactLost(f"{state}: {error}") from error
             if not losing_told:
                 note(f"no contact, trying on: {error}")

@@ -1,7 +1,7 @@
 """The target `embedded`: a Ray head of the client's own, on this machine, in a directory of its own.
 
     $TMPDIR/rw-UID/warm/        the head that `up embedded` keeps, at most one
-                   XXXXXX/      a cold head: it lives as long as one client
+                   RANDOM/      a cold head: it lives as long as one client
                        lock     held by the head's keeper; a directory with a free lock is left over
                        token    mode 0600, named to Ray by RAY_AUTH_TOKEN_PATH so that no environment holds it
                        head.json, keeper.log, Ray's session_*

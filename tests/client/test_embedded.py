@@ -173,7 +173,8 @@ def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], s
     assert b"was up already" in run("up", "embedded").stderr
     seen = [run("submit", script(WHERE)) for _ in range(2)]
     assert [done.returncode for done in seen] == [0, 0]
-    assert len({re.search(rb"^head (\S+)$", done.stdout, re.MULTILINE)[1] for done in seen}) == 1  # type: ignore[index]
+    used = [re.findall(rb"^head (\S+)$", done.stdout, re.MULTILINE) for done in seen]
+    assert used[0] == used[1] and len(used[0]) == 1
     listed = run("list", "-o", "json")
     assert listed.stdout.count(b'"SUCCEEDED"') == 2
     assert b"is down" in run("down", "embedded").stderr
