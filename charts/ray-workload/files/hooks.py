@@ -1,0 +1,78 @@
+"""What the chart's hooks do to their RayCluster, in a pod of the Ray image with the standard library alone.
+
+    hooks.py rollout Recreate|None   what the operator does to the pods when the cluster's spec changes
+    hooks.py cleanup SECONDS         delete the cluster while the operator is there to clean up behind it
+
+The cluster is NAMESPACE/CLUSTER in the environment. The API's paths and the strategy are of KubeRay 1.7.0.
+"""
+
+import json
+import os
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+NAMESPACE, CLUSTER = os.environ["NAMESPACE"], os.environ["CLUSTER"]
+RAY, CORE = f"/apis/ray.io/v1/namespaces/{NAMESPACE}", f"/api/v1/namespaces/{NAMESPACE}"
+THE_CLUSTER = f"{RAY}/rayclusters/{CLUSTER}"
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+def call(method: str, path: str, body: object = None) -> Any:
+    """The API server's answer, or None where there is no such object (or no such kind)."""
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    host = f"[{host}]" if ":" in host else host
+    request = urllib.request.Request(f"https://{host}:{port}{path}", method=method)
+    request.add_header("Authorization", f"Bearer {(ACCOUNT / 'token').read_text()}")
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/merge-patch+json")
+    tls = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=tls) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise SystemExit(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from error
+
+
+def rollout(strategy: str) -> None:
+    """Set the cluster's upgrade strategy, a field that upstream's chart 1.7.0 cannot render and Helm so leaves alone."""
+    if call("PATCH", THE_CLUSTER, {"spec": {"upgradeStrategy": {"type": strategy}}}) is None:
+        raise SystemExit(f"there is no RayCluster {NAMESPACE}/{CLUSTER}")
+    print(f"RayCluster {NAMESPACE}/{CLUSTER}: upgrade strategy {strategy}")
+
+
+def cleanup(seconds: float) -> None:
+    """Delete the cluster and the RayJobs that selected it, and wait until they and the pods are gone.
+
+    Past the time, finalizers that nobody has served are removed: without an operator they would stay forever.
+    """
+    jobs = (call("GET", f"{RAY}/rayjobs") or {"items": []})["items"]
+    ours = [job for job in jobs if job["spec"].get("clusterSelector", {}).get("ray.io/cluster") == CLUSTER]
+    objects = [f"{RAY}/rayjobs/{job['metadata']['name']}" for job in ours] + [THE_CLUSTER]
+    for path in objects:
+        call("DELETE", path)
+    pods = f"{CORE}/pods?labelSelector=ray.io%2Fcluster%3D{CLUSTER}"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        left = [path for path in objects if call("GET", path)] or (call("GET", pods) or {"items": []})["items"]
+        if not left:
+            print(f"RayCluster {NAMESPACE}/{CLUSTER} and its pods are gone")
+            return
+        time.sleep(0.5)
+    for path in objects:
+        if call("PATCH", path, {"metadata": {"finalizers": None}}):
+            print(f"{path} was not gone after {seconds:g} s: its finalizers are removed. Data of it in Redis may be left")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "rollout":
+        rollout(sys.argv[2])
+    else:
+        cleanup(float(sys.argv[2]))

@@ -1,0 +1,44 @@
+{{/* A pod that runs one of `files/` in the Ray image, where the head would run.
+     Takes (dict "context" $ "script" FILE "args" LIST "env" LIST). */}}
+{{- define "ray-workload.scriptPod" -}}
+{{- $cluster := index .context.Values "ray-cluster" -}}
+{{- $image := $cluster.head.image | default $cluster.image -}}
+restartPolicy: Never
+{{- with $cluster.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $cluster.head.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $cluster.head.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $cluster.head.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+containers:
+  - name: script
+    image: {{ $image.repository }}:{{ $image.tag }}
+    imagePullPolicy: {{ $image.pullPolicy }}
+    command: [python, -c, {{ .context.Files.Get .script | toJson }}]
+    args: {{ toJson .args }}
+    env:
+      - name: NAMESPACE
+        value: {{ .context.Release.Namespace }}
+      - name: CLUSTER
+        value: {{ include "ray-workload.cluster" .context }}
+      {{- with .env }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- with $cluster.head.securityContext }}
+    securityContext:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    resources:
+      requests: {cpu: 100m, memory: 64Mi}
+      limits: {cpu: "1", memory: 256Mi}
+{{- end -}}

@@ -1,0 +1,176 @@
+{{/* Every mistake that the schema cannot see, each with its fix, as a list. Rendered by validate.yaml. */}}
+{{- define "ray-workload.mistakes" -}}
+{{- $found := list -}}
+{{- $operator := index .Values "kuberay-operator" -}}
+{{- if and $operator.enabled -}}
+  {{- if and (gt (int $operator.replicas) 1) (not $operator.leaderElectionEnabled) -}}
+    {{- $found = append $found "kuberay-operator.replicas is more than 1: set kuberay-operator.leaderElectionEnabled=true" -}}
+  {{- end -}}
+  {{- if not $operator.singleNamespaceInstall -}}
+    {{- range dig "items" list (lookup "apps/v1" "Deployment" "" "" | default dict) -}}
+      {{- if and (eq "kuberay-operator" (dig "metadata" "labels" "app.kubernetes.io/name" "" .)) (ne (printf "%s/%s" $.Release.Namespace $.Release.Name) (printf "%s/%s" .metadata.namespace (dig "metadata" "annotations" "meta.helm.sh/release-name" "" .))) -}}
+        {{- $found = append $found (printf "a KubeRay operator runs already in namespace %s: set kuberay-operator.enabled=false to use it" .metadata.namespace) -}}
+      {{- end -}}
+    {{- end -}}
+  {{- end -}}
+{{- else if not (index .Values "ray-cluster" "enabled") -}}
+  {{- $found = append $found "kuberay-operator.enabled and ray-cluster.enabled are both false: nothing is left to install" -}}
+{{- end -}}
+{{- if include "ray-workload.cluster" . -}}
+  {{- $found = concat $found (include "ray-workload.mistakes.cluster" . | fromJsonArray) -}}
+  {{- $found = concat $found (include "ray-workload.mistakes.auth" . | fromJsonArray) -}}
+  {{- range $name, $group := include "ray-workload.groups" . | fromYaml -}}
+    {{- $found = concat $found (include "ray-workload.mistakes.group" (dict "context" $ "name" $name "group" $group) | fromJsonArray) -}}
+  {{- end -}}
+  {{- $found = concat $found (include "ray-workload.mistakes.secrets" . | fromJsonArray) -}}
+{{- end -}}
+{{ toJson $found }}
+{{- end -}}
+
+{{- define "ray-workload.mistakes.cluster" -}}
+{{- $found := list -}}
+{{- $cluster := include "ray-workload.cluster" . -}}
+{{- $ray := index .Values "ray-cluster" -}}
+{{- $head := $ray.head -}}
+{{- if gt (len $cluster) 53 -}}
+  {{- $found = append $found (printf "the cluster's name %s has %d characters, and may have 53: set ray-cluster.fullnameOverride" $cluster (len $cluster)) -}}
+{{- else if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $cluster) -}}
+  {{- $found = append $found (printf "the cluster's name %s must begin with a letter and hold a-z, 0-9 and - only: set ray-cluster.fullnameOverride" $cluster) -}}
+{{- end -}}
+{{- $version := $head.rayVersion | default "" -}}
+{{- if not $version -}}
+  {{- $found = append $found "ray-cluster.head.rayVersion is missing: set it to the Ray version of the image, e.g. 2.60.0" -}}
+{{- else -}}
+  {{- if and .Values.auth.enabled (semverCompare "<2.52.0" $version) -}}
+    {{- $found = append $found (printf "ray-cluster.head.rayVersion %s has no token authentication: use Ray 2.52.0 or later, or set auth.enabled=false" $version) -}}
+  {{- end -}}
+  {{- $image := $head.image | default $ray.image -}}
+  {{- $tag := regexFind "^[0-9]+\\.[0-9]+\\.[0-9]+" $image.tag -}}
+  {{- if and $tag (ne $tag $version) -}}
+    {{- $found = append $found (printf "ray-cluster.head.rayVersion is %s, and the tag of the image %s: make them the same version" $version $image.tag) -}}
+  {{- end -}}
+{{- end -}}
+{{- if $head.ports -}}
+  {{- $names := list -}}
+  {{- range $head.ports }}{{ $names = append $names .name }}{{ end -}}
+  {{- if not (has "dashboard" $names) -}}
+    {{- $found = append $found "ray-cluster.head.ports has none named dashboard: add {name: dashboard, containerPort: 8265}" -}}
+  {{- end -}}
+{{- else -}}
+  {{- $found = append $found "ray-cluster.head.ports is empty: add {name: dashboard, containerPort: 8265} and the others of values.yaml" -}}
+{{- end -}}
+{{- if and .Values.serviceAccounts.head.create (ne $head.serviceAccountName .Values.serviceAccounts.head.name) -}}
+  {{- $found = append $found (printf "ray-cluster.head.serviceAccountName is %q, and serviceAccounts.head.name %q: make them the same, or set serviceAccounts.head.create=false" $head.serviceAccountName .Values.serviceAccounts.head.name) -}}
+{{- end -}}
+{{- if $head.enableInTreeAutoscaling -}}
+  {{- $mounts := list -}}
+  {{- range dig "autoscalerOptions" "volumeMounts" list $head }}{{ $mounts = append $mounts .name }}{{ end -}}
+  {{- $volumes := list -}}
+  {{- range $head.volumes }}{{ $volumes = append $volumes .name }}{{ end -}}
+  {{- if and .Values.serviceAccounts.head.create (not (and (has "api-token" $mounts) (has "api-token" $volumes))) -}}
+    {{- $found = append $found "ray-cluster.head.enableInTreeAutoscaling: the autoscaler has no API token: keep the volume api-token of values.yaml in ray-cluster.head.volumes and in ray-cluster.head.autoscalerOptions.volumeMounts" -}}
+  {{- end -}}
+  {{- if and (eq "v2" (dig "autoscalerOptions" "version" "v1" $head)) (not (has ($head.restartPolicy | default "") (list "" "Never"))) -}}
+    {{- $found = append $found (printf "ray-cluster.head.restartPolicy is %s: the autoscaler v2 takes Never, or none set" $head.restartPolicy) -}}
+  {{- end -}}
+{{- end -}}
+{{- if and $ray.gcsFaultTolerance.enabled (not $ray.gcsFaultTolerance.redisAddress) -}}
+  {{- $found = append $found "ray-cluster.gcsFaultTolerance.enabled needs ray-cluster.gcsFaultTolerance.redisAddress, e.g. redis:6379" -}}
+{{- end -}}
+{{- if and .Values.api.nodePort (ne .Values.api.type "NodePort") -}}
+  {{- $found = append $found (printf "api.nodePort is set and api.type is %s: set api.type=NodePort" .Values.api.type) -}}
+{{- end -}}
+{{- if and .Values.metrics.podMonitor.enabled .Values.metrics.podMonitoring.enabled -}}
+  {{- $found = append $found "metrics.podMonitor and metrics.podMonitoring are both enabled, and would count twice: set one to false" -}}
+{{- end -}}
+{{ toJson $found }}
+{{- end -}}
+
+{{- define "ray-workload.mistakes.auth" -}}
+{{- $found := list -}}
+{{- $secret := include "ray-workload.authSecret" . -}}
+{{- $ray := index .Values "ray-cluster" -}}
+{{- if and .Values.auth.token .Values.auth.existingSecret -}}
+  {{- $found = append $found "auth.token and auth.existingSecret are both set: keep one" -}}
+{{- end -}}
+{{- $lists := dict "ray-cluster.common.containerEnv" $ray.common.containerEnv -}}
+{{- if $ray.head.enableInTreeAutoscaling -}}
+  {{- $_ := set $lists "ray-cluster.head.autoscalerOptions.env" (dig "autoscalerOptions" "env" list $ray.head) -}}
+{{- end -}}
+{{- range $where, $env := $lists -}}
+  {{- $mode := "" }}{{ $from := dict -}}
+  {{- range $env -}}
+    {{- if eq .name "RAY_AUTH_MODE" }}{{ $mode = .value }}{{ end -}}
+    {{- if eq .name "RAY_AUTH_TOKEN" }}{{ $from = dig "valueFrom" "secretKeyRef" dict . }}{{ end -}}
+    {{- if and (eq .name "RAY_AUTH_TOKEN") .value }}{{ $found = append $found (printf "%s holds the token itself: name its Secret in valueFrom.secretKeyRef instead" $where) }}{{ end -}}
+  {{- end -}}
+  {{- if $.Values.auth.enabled -}}
+    {{- if ne $mode "token" -}}
+      {{- $found = append $found (printf "auth.enabled: %s has no RAY_AUTH_MODE: add {name: RAY_AUTH_MODE, value: token}" $where) -}}
+    {{- end -}}
+    {{- if or (ne $secret ($from.name | default "")) (ne "auth_token" ($from.key | default "")) -}}
+      {{- $found = append $found (printf "auth.enabled: %s has no RAY_AUTH_TOKEN of the Secret %s: add {name: RAY_AUTH_TOKEN, valueFrom: {secretKeyRef: {name: %s, key: auth_token}}}" $where $secret $secret) -}}
+    {{- end -}}
+  {{- else if or (eq $mode "token") $from -}}
+    {{- $found = append $found (printf "auth.enabled is false, and %s still asks for the token: set RAY_AUTH_MODE to disabled there and remove RAY_AUTH_TOKEN" $where) -}}
+  {{- end -}}
+{{- end -}}
+{{ toJson $found }}
+{{- end -}}
+
+{{- define "ray-workload.mistakes.group" -}}
+{{- $found := list -}}
+{{- $ray := index .context.Values "ray-cluster" -}}
+{{- $account := .context.Values.serviceAccounts.worker -}}
+{{- $isWorker := eq .name $ray.worker.groupName -}}
+{{- $where := ternary "ray-cluster.worker" (printf "ray-cluster.additionalWorkerGroups.%s" .name) $isWorker -}}
+{{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" .name)) (gt (len .name) 63) -}}
+  {{- $found = append $found (printf "%s: the group's name %q must be at most 63 of a-z, 0-9 and -" $where .name) -}}
+{{- end -}}
+{{- if and $isWorker (not $ray.worker.disabled) (hasKey ($ray.additionalWorkerGroups | default dict) .name) -}}
+  {{- $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s has the name of ray-cluster.worker.groupName: rename one" .name) -}}
+{{- end -}}
+{{- $replicas := int .group.replicas -}}
+{{- $min := int (.group.minReplicas | default 0) -}}
+{{- if and $ray.head.enableInTreeAutoscaling (ne $replicas $min) -}}
+  {{- $found = append $found (printf "%s: with the autoscaler replicas (%d) must be minReplicas (%d), or each upgrade sets the group back" $where $replicas $min) -}}
+{{- else if or (lt $replicas $min) (gt $replicas (int (.group.maxReplicas | default 2147483647))) -}}
+  {{- $found = append $found (printf "%s.replicas is %d, and not between minReplicas and maxReplicas" $where $replicas) -}}
+{{- end -}}
+{{- if and $account.create (ne $account.name (.group.serviceAccountName | default "")) -}}
+  {{- $found = append $found (printf "%s.serviceAccountName is %q, and serviceAccounts.worker.name %q: make them the same, or set serviceAccounts.worker.create=false" $where (.group.serviceAccountName | default "") $account.name) -}}
+{{- end -}}
+{{ toJson $found }}
+{{- end -}}
+
+{{- define "ray-workload.mistakes.secrets" -}}
+{{- $found := list -}}
+{{- $groups := include "ray-workload.groups" . | fromYaml -}}
+{{- range $name, $secret := .Values.secrets -}}
+  {{- $real := $secret.existingSecret | default $name -}}
+  {{- if and $secret.existingSecret $secret.data -}}
+    {{- $found = append $found (printf "secrets.%s has data and existingSecret: keep one" $name) -}}
+  {{- else if not (or $secret.existingSecret $secret.data) -}}
+    {{- $found = append $found (printf "secrets.%s has neither data nor existingSecret: give one" $name) -}}
+  {{- end -}}
+  {{- if eq $name (include "ray-workload.authSecret" $) -}}
+    {{- $found = append $found (printf "secrets.%s has the name of the token's Secret: rename it" $name) -}}
+  {{- end -}}
+  {{- $mounts := dict "ray-cluster.head" (index $.Values "ray-cluster" "head") -}}
+  {{- range $group, $values := $groups -}}
+    {{- $_ := set $mounts (ternary "ray-cluster.worker" (printf "ray-cluster.additionalWorkerGroups.%s" $group) (eq $group (index $.Values "ray-cluster" "worker" "groupName"))) $values -}}
+  {{- end -}}
+  {{- range $where, $values := $mounts -}}
+    {{- $volume := "" -}}
+    {{- range $values.volumes }}{{ if eq $real (dig "secret" "secretName" "" .) }}{{ $volume = .name }}{{ end }}{{ end -}}
+    {{- $mounted := false -}}
+    {{- range $values.volumeMounts }}{{ if eq .name $volume }}{{ $mounted = true }}{{ end }}{{ end -}}
+    {{- if not $volume -}}
+      {{- $found = append $found (printf "secrets.%s is not mounted: add {name: %s, secret: {secretName: %s, defaultMode: 0440}} to %s.volumes and {name: %s, mountPath: ..., readOnly: true} to its volumeMounts" $name $real $real $where $real) -}}
+    {{- else if not $mounted -}}
+      {{- $found = append $found (printf "secrets.%s is not mounted: add {name: %s, mountPath: ..., readOnly: true} to %s.volumeMounts" $name $volume $where) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{ toJson $found }}
+{{- end -}}
