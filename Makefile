@@ -2,14 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+export PATH := $(PATH):$(CURDIR)/build/tools# where ci/helm.py builds helm, if there is none
+CHARTS := $(BIN)/python ci/helm.py >/dev/null && $(BIN)/python ci/charts.py
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check charts e2e helm4 bench bench-cluster lock clean
 
 demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
 
 test: check  ## set everything up, check the style and types, run the tests
-	$(BIN)/python -m pytest tests/client
+	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) ;; *) exit 2;; esac; \
+	$(BIN)/python -m pytest $$tests
 
 check: $(VENV)/.done
 	$(BIN)/ruff check .
@@ -17,8 +20,22 @@ check: $(VENV)/.done
 	$(BIN)/mypy
 	$(BIN)/python ci/docs.py --check
 
+charts: $(VENV)/.done  ## get helm and the chart's dependencies
+	@$(CHARTS)
+
+e2e: $(VENV)/.done  ## test on the cluster of the current kubeconfig
+	@$(CHARTS)
+	$(BIN)/python -m pytest tests/e2e
+
+helm4: $(VENV)/.done  ## build Helm 4 too, for the tests of the chart to run with both
+	$(BIN)/python ci/helm.py 4
+
 bench: $(VENV)/.done  ## measure the client beside Ray's own tools
 	$(BIN)/python ci/bench.py
+
+bench-cluster: $(VENV)/.done  ## measure on the cluster of the current kubeconfig
+	@$(CHARTS)
+	$(BIN)/python ci/bench_cluster.py
 
 # Without uv's own variables a lock is the same on every machine; it names no index.
 lock: $(VENV)/.done  ## refresh the locked requirements

@@ -1,20 +1,23 @@
-"""Write the generated parts of the README, or with --check say whether they are up to date.
+"""Write the generated parts of the READMEs, or with --check say whether they are up to date.
 
-The table of commands comes from the command line itself. The version of the package and the newest one of the
-changelog must agree.
+The table of commands comes from the command line itself, that of the chart's values from values.yaml and its comments.
+The versions of the package, of the chart and of the newest entry in the changelog must agree.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
 
 import click
+import yaml
 
 import client
 from client.cli import cli
 
-README, CHANGELOG = Path("README.md"), Path("CHANGELOG.md")
-BEGIN, END = "<!-- commands: written by ci/docs.py -->\n", "<!-- end -->"
+CHART = Path("charts/ray-workload")
+CHANGELOG = Path("CHANGELOG.md")
+UPSTREAM = ("kuberay-operator", "ray-cluster")
 
 
 def commands() -> str:
@@ -33,18 +36,49 @@ def commands() -> str:
     return "\n".join(lines) + "\n"
 
 
+def values() -> str:
+    """Each of the chart's own values, its default and the comment above it, as Markdown."""
+    lines = ["| value | default | what it is |", "|---|---|---|"]
+    path: list[str] = []
+    comment: list[str] = []
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        if told := re.match(r" *# (\S.*)", line):
+            comment.append(told[1])
+        elif key := re.match(r"( *)([\w-]+):(.*)", line):
+            path[len(key[1]) // 2 :] = [key[2]]
+            if path[0] in UPSTREAM:
+                break
+            value = yaml.safe_load(key[3])
+            default = f"`{json.dumps(value)}`" if key[3] else ""
+            lines.append(f"| `{'.'.join(path)}` | {default} | {' '.join(comment)} |")
+            comment = []
+        else:
+            comment = []
+    return "\n".join(lines) + "\n"
+
+
+def generated(path: Path, what: str, content: str) -> None:
+    """Put content between a file's markers, or with --check end where it is not what stands there."""
+    text = path.read_text()
+    begin, end = f"<!-- {what}: written by ci/docs.py -->\n", "<!-- end -->"
+    head, _, rest = text.partition(begin)
+    wanted = head + begin + content + end + rest.partition(end)[2]
+    if "--check" not in sys.argv:
+        path.write_text(wanted)
+    elif wanted != text:
+        sys.exit(f"{path} is not up to date: run `python ci/docs.py`")
+
+
 def main() -> None:
     """Write or check."""
-    text = README.read_text()
-    head, _, rest = text.partition(BEGIN)
-    wanted = head + BEGIN + commands() + END + rest.partition(END)[2]
     newest = re.search(r"^## (\S+)", CHANGELOG.read_text(), re.MULTILINE)
-    if not newest or newest[1] != client.__version__:
-        sys.exit(f"CHANGELOG.md begins with {newest and newest[1]}, the package is {client.__version__}")
-    if "--check" not in sys.argv:
-        README.write_text(wanted)
-    elif wanted != text:
-        sys.exit("README.md is not up to date: run `python ci/docs.py`")
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    if not newest or {newest[1], chart} != {client.__version__}:
+        sys.exit(
+            f"CHANGELOG.md begins with {newest and newest[1]}, the package is {client.__version__}, the chart {chart}"
+        )
+    generated(Path("README.md"), "commands", commands())
+    generated(CHART / "README.md", "values", values())
 
 
 if __name__ == "__main__":
