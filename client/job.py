@@ -21,6 +21,9 @@ Note = Callable[[str], object]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
+WAIT_CLUSTER_SECONDS = 900.0
+
+
 def _silent(_: str) -> None:
     """Take a note and drop it."""
 
@@ -160,6 +163,7 @@ def submit(
     chosen: Address,
     *,
     detached: bool = False,
+    wait_cluster: float = WAIT_CLUSTER_SECONDS,
     note: Note = _silent,
     progress: Progress = _no_progress,
 ) -> Job:
@@ -169,6 +173,7 @@ def submit(
         spec: the job.
         chosen: where to.
         detached: nobody will wait for it, so a Ray that ends with us is refused.
+        wait_cluster: seconds that a cluster may take to be ready.
         note: takes a line that the user should see.
         progress: makes a context manager, from a title and a number of bytes, that takes the bytes of each step.
 
@@ -191,7 +196,7 @@ def submit(
             arguments = spec.sdk_arguments(endpoint, _uri(spec, endpoint, package))
             if endpoint.ends_with_us:
                 import_sdk()  # while the head starts
-            endpoint.ready()
+            endpoint.ready(note, wait_cluster)
             if not endpoint.in_place:
                 _check_version(jobs, note)
             if package and not jobs.has_package(package):

@@ -14,7 +14,9 @@ def _use_json(ctx: click.Context, _: click.Parameter, value: str) -> bool:
 
 
 address_option = click.option(
-    "--address", metavar="ADDRESS", help="embedded, or http(s)://HOST:PORT of a Ray dashboard."
+    "--address",
+    metavar="ADDRESS",
+    help="embedded, kubernetes[://CONTEXT/NAMESPACE/CLUSTER], or http(s)://HOST:PORT of a Ray dashboard.",
 )
 output_option = click.option(
     "-o",

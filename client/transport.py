@@ -1,6 +1,7 @@
 """One HTTP session to a cluster: every call has a timeout, and its failures are errors of ours."""
 
 import os
+import ssl
 import time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -21,12 +22,32 @@ def _session(endpoint: Endpoint) -> requests.Session:
     session = requests.Session()
     session.trust_env = False
     session.headers.update(endpoint.headers)
-    session.verify = endpoint.verify
-    if endpoint.verify is True:
-        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    session.auth = endpoint.auth
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    if endpoint.tls:
+        session.mount("https://", _Pinned(endpoint.tls))
     if not (urlsplit(endpoint.url).hostname or "").startswith(_LOOPBACK):
         session.proxies.update(requests.utils.get_environ_proxies(endpoint.url))
     return session
+
+
+class _Pinned(requests.adapters.HTTPAdapter):
+    """Trusts what its context trusts, and nothing besides."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self._tls = tls
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        """Give the context to every connection."""
+        super().init_poolmanager(*args, ssl_context=self._tls, **options)
+
+    def cert_verify(self, *_: Any) -> None:
+        """Leave the context as it is: `requests` would add the public CAs to it."""
+
+
+class NotFound(Unreachable):
+    """The API server knows no such object."""
 
 
 class NotReady(Unreachable):
@@ -86,6 +107,9 @@ class Transport:
             raise Unreachable(f"{self.endpoint.url} redirects to {there}: log in there first, or give that address")
         if response.status_code in (401, 403):
             raise NotAuthorised(_refusal(response, bool(self.endpoint.headers)))
+        if response.status_code >= 400 and (said := _api_server_says(response)):
+            kind = NotFound if response.status_code == 404 else Unreachable
+            raise kind(f"the API server answers {response.status_code}: {said}")
         if response.status_code in (429, 502, 503, 504):
             raise Unreachable(f"{self.endpoint.url} answers {response.status_code}: try again in a moment")
         return response
@@ -104,7 +128,22 @@ def refused(response: requests.Response) -> ClientError:
     return ClientError(f"the cluster answered {response.status_code}: {last}")
 
 
+def _api_server_says(response: requests.Response) -> str | None:
+    """The message of a Kubernetes API server's own answer, which is not Ray's."""
+    if not response.headers.get("Content-Type", "").startswith("application/json"):
+        return None
+    try:
+        status = response.json()
+        return str(status["message"]) if status["kind"] == "Status" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _refusal(response: requests.Response, had_token: bool) -> str:
+    if said := _api_server_says(response):
+        if response.status_code == 401:
+            return f"{urlsplit(response.url).netloc} does not take the kubeconfig's login: log in again"
+        return f"not allowed: {said} (the chart's Role for submitters allows what submit needs)"
     if not response.text.startswith(("Unauthorized:", "Forbidden:")):
         host = urlsplit(response.url).netloc
         return f"{host} answers {response.status_code}, and it is not Ray that does: log in there first"

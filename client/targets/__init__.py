@@ -9,11 +9,12 @@ import tomllib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from client.errors import UsageError
 from client.targets.endpoint import Endpoint
 
-_FORMS = "give embedded or http(s)://HOST:PORT"
+_FORMS = "give embedded, kubernetes://CONTEXT/NAMESPACE/CLUSTER or http(s)://HOST:PORT"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Address:
     """An address and where it came from.
 
     Attributes:
-        value: `embedded` or a URL.
+        value: `embedded`, `kubernetes` with or without the parts of its URL, or a URL of HTTP.
         source: why this one, for the line that says so.
         warning: what was passed over on the way, if that may surprise.
     """
@@ -32,7 +33,11 @@ class Address:
 
 
 def resolve(flag: str | None) -> Address:
-    """Choose where jobs go: the flag, RAY_WORKLOAD_ADDRESS, an http(s) RAY_ADDRESS, pyproject.toml, else embedded.
+    """Choose where jobs go.
+
+    In this order: the flag, RAY_WORKLOAD_ADDRESS, an http(s) RAY_ADDRESS, pyproject.toml, a Ray kept by `up embedded`,
+    a RayCluster of the Kubernetes that this pod runs in, or of the kubeconfig's current context where that is a cluster
+    on this machine, else embedded. A remote context is never taken unasked: it may be production.
 
     Args:
         flag: the user's own --address.
@@ -41,10 +46,10 @@ def resolve(flag: str | None) -> Address:
         UsageError: the address found has no form that is known, or holds a password.
     """
     found, warning = _find(flag)
-    if "@" in found.value.partition("://")[2].partition("/")[0]:
+    scheme, _, rest = found.value.partition("://")
+    if scheme != "kubernetes" and "@" in rest.partition("/")[0]:  # a context's name may hold one
         raise UsageError(f"the address of {found.source} holds a password: give a token in RAY_AUTH_TOKEN_PATH instead")
-    scheme = found.value.partition("://")[0]
-    if scheme not in ("http", "https") and found.value != "embedded":
+    if scheme not in ("http", "https", "kubernetes") and found.value != "embedded":
         raise UsageError(f"{found.value} ({found.source}) is not an address: {_FORMS}")
     return Address(found.value, found.source, warning)
 
@@ -59,7 +64,22 @@ def _find(flag: str | None) -> tuple[Address, str | None]:
         if rays.startswith(("http://", "https://")):
             return Address(rays, "RAY_ADDRESS"), None
         warning = f"RAY_ADDRESS={rays} is no http address and is not used: {_FORMS} as --address to reach that Ray"
-    return _configured() or Address("embedded", "no other address is set"), warning
+    return _configured() or _discovered() or Address("embedded", "no other address is set"), warning
+
+
+def _discovered() -> Address | None:
+    """A cluster that is there without being named."""
+    from client.targets import embedded, kubeconfig
+
+    context = kubeconfig.local_context()
+    if embedded.warm() is not None or not (context or kubeconfig.in_pod()):
+        return None
+    from client.targets import kubernetes
+
+    if kubeconfig.in_pod():
+        return Address("kubernetes", "this pod's own") if kubernetes.has_cluster(None) else None
+    found = kubernetes.has_cluster(context)
+    return Address(f"kubernetes://{quote(context or '', safe='')}", "on this machine") if found else None
 
 
 def _configured() -> Address | None:
@@ -89,6 +109,10 @@ def connect(address: Address, *, start_in: Path | None = None) -> AbstractContex
     Raises:
         UsageError: the address is not usable, or names a Ray that is not there and may not be started.
     """
+    if address.value.partition("://")[0] == "kubernetes":
+        from client.targets import kubernetes
+
+        return kubernetes.connect(address.value)
     if address.value != "embedded":
         from client.targets import url
 

@@ -179,7 +179,7 @@ def _endpoint(directory: Path, ready: Callable[[], None] = lambda: None, *, cold
         in_place=True,
         runs_in=lambda folder: list(_identity(folder)) == list(head.folder),
         ends_with_us=cold,
-        ready=ready,
+        ready=lambda note, seconds: ready(),
     )
 
 

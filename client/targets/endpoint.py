@@ -3,7 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from ssl import SSLContext
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from requests.auth import AuthBase
 
 STOP_SECONDS = "30"  # RAY_JOB_STOP_WAIT_TIME_S: Ray's own 3 s from SIGTERM to SIGKILL are too short for a checkpoint
 
@@ -38,22 +43,25 @@ class Endpoint:
         url: the base URL of the dashboard's HTTP API.
         agent: from a node agent's address (a job's `driver_agent_http_address`) to a URL that reaches it, or None.
         headers: sent with every request; holds the token.
-        verify: TLS, as `requests` takes it: True, False or a CA file.
+        tls: whom to trust, and our own certificate; None for what the system trusts.
+        auth: adds to every request what may change with time.
         python: the interpreter that runs a SCRIPT there.
         in_place: jobs run in the working directory itself, so nothing is uploaded.
         runs_in: whether the cluster's own processes run in a folder. A job there needs no runtime_env, and so is given
             the workers that Ray has started already.
         ends_with_us: the cluster ends when this client does.
-        ready: waits until jobs are taken; raises Unreachable where that will not be.
+        ready: waits until jobs are taken, so many seconds at most, and tells why it waits; raises TimedOut, or
+            Unreachable where that will not be.
     """
 
     address: str
     url: str
     agent: Callable[[str], str | None]
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    verify: bool | str = True
+    tls: SSLContext | None = field(default=None, repr=False)
+    auth: "AuthBase | None" = field(default=None, repr=False)
     python: str = "python"
     in_place: bool = False
     runs_in: Callable[[Path], bool] = lambda _: False
     ends_with_us: bool = False
-    ready: Callable[[], None] = lambda: None
+    ready: Callable[[Callable[[str], object], float], None] = lambda note, seconds: None

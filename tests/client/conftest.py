@@ -18,7 +18,7 @@ ViaProxy = Callable[..., AbstractContextManager[tuple[RayJobs, FaultProxy, Fault
 @pytest.fixture(scope="session")
 def head(environment: Path) -> Iterator[Endpoint]:
     with embedded.cold(environment) as endpoint:
-        endpoint.ready()
+        endpoint.ready(print, 60)
         yield endpoint
 
 

@@ -154,8 +154,12 @@ COMMANDS = [["submit", "--", "true"], ["list"], ["status"], ["status", "x"], ["l
 @pytest.mark.parametrize(
     ("address", "code", "words"),
     [
-        ("127.0.0.1:8265", 2, "127.0.0.1:8265 (--address) is not an address: give embedded or http(s)://HOST:PORT"),
-        ("ray://127.0.0.1:10001", 2, "is not an address: give embedded or http"),
+        (
+            "127.0.0.1:8265",
+            2,
+            "127.0.0.1:8265 (--address) is not an address: give embedded, kubernetes://",
+        ),
+        ("ray://127.0.0.1:10001", 2, "is not an address: give embedded, kubernetes"),
         ("http://127.0.0.1:99999", 2, "not a usable address: give one like http://127.0.0.1:8265"),
         ("http://127.0.0.1:port", 2, "not a usable address"),
         ("http://:8265", 2, "not a usable address"),

@@ -43,7 +43,8 @@ check("with the token" if TOKEN else "without a token", call("GET", "/api/jobs/"
 TASK = "import ray; ray.init(); print(ray.get(ray.remote(lambda: 6 * 7).remote()))"
 status, job = call("POST", "/api/jobs/", {"entrypoint": f"python -c '{TASK}'"})
 check("a job is taken", status, 200)
-end, found = time.monotonic() + 120, {}
+end = time.monotonic() + 120
+found: dict[str, Any] = {}
 while found.get("status") not in ("SUCCEEDED", "FAILED", "STOPPED") and time.monotonic() < end:
     time.sleep(0.5)
     found = call("GET", f"/api/jobs/{job['submission_id']}")[1] or {}

@@ -42,7 +42,7 @@ def call(method: str, path: str, body: object = None) -> Any:
 
 
 def rollout(strategy: str) -> None:
-    """Set the cluster's upgrade strategy, a field that upstream's chart 1.7.0 cannot render and Helm so leaves alone."""
+    """Set the cluster's upgrade strategy, which upstream's chart 1.7.0 cannot render and Helm so leaves alone."""
     if call("PATCH", THE_CLUSTER, {"spec": {"upgradeStrategy": {"type": strategy}}}) is None:
         raise SystemExit(f"there is no RayCluster {NAMESPACE}/{CLUSTER}")
     print(f"RayCluster {NAMESPACE}/{CLUSTER}: upgrade strategy {strategy}")
@@ -68,7 +68,7 @@ def cleanup(seconds: float) -> None:
         time.sleep(0.5)
     for path in objects:
         if call("PATCH", path, {"metadata": {"finalizers": None}}):
-            print(f"{path} was not gone after {seconds:g} s: its finalizers are removed. Data of it in Redis may be left")
+            print(f"{path} was not gone after {seconds:g} s: its finalizers are removed, data in Redis may be left")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+"""The target `kubernetes`, as far as it goes without a cluster: addresses, kubeconfigs and logins. The rest is live, in
+tests/e2e."""
+
+import base64
+import os
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from client.errors import UsageError
+from client.targets import kubeconfig, kubernetes, resolve
+from tests.conftest import Cli
+
+
+def config(folder: Path, server: str, user: dict[str, Any], context: str = "far", name: str = "config") -> Path:
+    path = folder / name
+    data = {
+        "current-context": context,
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "contexts": [{"name": context, "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
+        "users": [{"name": "u", "user": user}],
+    }
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.fixture
+def closed() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"https://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("kubernetes", (None, None, None)),
+        ("kubernetes://", (None, None, None)),
+        ("kubernetes://admin@here", ("admin@here", None, None)),
+        ("kubernetes:///team/ray", (None, "team", "ray")),
+        ("kubernetes://here/team", ("here", "team", None)),
+        ("kubernetes://arn:aws:eks:x:1:cluster%2Fme/team/ray/", ("arn:aws:eks:x:1:cluster/me", "team", "ray")),
+    ],
+)
+def test_parts_of_an_address(address: str, parts: tuple[str | None, ...]) -> None:
+    assert resolve(address).value == address
+    assert kubernetes._parts(address) == parts
+
+
+def test_too_many_parts() -> None:
+    with pytest.raises(UsageError, match="%2F"):
+        kubernetes._parts("kubernetes://a/b/c/d")
+
+
+@pytest.mark.parametrize(
+    ("context", "server", "local"),
+    [
+        ("kind-x", "https://10.1.2.3:6443", True),
+        ("k3d-x", "https://10.1.2.3:6443", True),
+        ("minikube", "https://192.168.49.2:8443", True),
+        ("x", "https://127.0.0.1:6443", True),
+        ("x", "https://localhost:6443", True),
+        ("x", "https://[::1]:6443", True),
+        ("gke_p_l_c", "https://34.1.2.3", False),
+        ("mankind-x", "https://localhosts.example:6443", False),
+    ],
+)
+def test_local_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: str, server: str, local: bool) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, server, {}, context)))
+    assert kubeconfig.local_context() == (context if local else None)
+
+
+def test_without_a_kubeconfig(run: Cli) -> None:
+    done = run("list", "--address", "kubernetes")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"KUBECONFIG" in done.stderr
+
+
+def test_an_unknown_context_names_the_known(run: Cli, tmp_path: Path, closed: str) -> None:
+    done = run("list", "--address", "kubernetes://near", env={"KUBECONFIG": str(config(tmp_path, closed, {}))})
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"near" in done.stderr and b"far" in done.stderr
+
+
+def test_nonsense_for_a_kubeconfig(run: Cli, tmp_path: Path) -> None:
+    for content in (b"\x00\xff", b"- a", b"clusters: 3", b"{"):
+        (tmp_path / "config").write_bytes(content)
+        done = run("list", "--address", "kubernetes", env={"KUBECONFIG": str(tmp_path / "config")})
+        assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), (content, done.stderr)
+
+
+def test_an_api_server_that_does_not_answer(run: Cli, tmp_path: Path, closed: str) -> None:
+    done = run(
+        "list", "--address", "kubernetes", env={"KUBECONFIG": str(config(tmp_path, closed, {"token": "t0psecret"}))}
+    )
+    assert (done.returncode, done.stderr.count(b"\n")) == (69, 1)
+    assert closed.encode() in done.stderr
+    assert b"t0psecret" not in done.stderr
+
+
+def test_a_login_plugin_that_fails(run: Cli, tmp_path: Path, closed: str) -> None:
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "no-such-plugin", "interactiveMode": "Never"}
+    done = run("list", "--address", "kubernetes", env={"KUBECONFIG": str(config(tmp_path, closed, {"exec": plugin}))})
+    assert (done.returncode, done.stderr.count(b"\n")) == (77, 1), done.stderr
+    assert b"no-such-plugin" in done.stderr and b"log in again" in done.stderr
+
+
+def test_a_private_key_is_not_left_in_a_file(run: Cli, tmp_path: Path, closed: str) -> None:
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout key -out certificate"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    files = ("key", "certificate")
+    data = {f"client-{file}-data": base64.b64encode((tmp_path / file).read_bytes()).decode() for file in files}
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = {"KUBECONFIG": str(config(tmp_path, closed, data)), "TMPDIR": str(temporary)}
+    assert run("list", "--address", "kubernetes", env=env).returncode == 69
+    assert os.listdir(temporary) == []
+
+
+def test_a_remote_context_is_never_taken_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, "https://34.1.2.3", {})))
+    assert resolve(None).value == "embedded"
+
+
+def test_a_local_context_that_is_down_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, closed, {}, "kind-off")))
+    assert resolve(None).value == "embedded"
