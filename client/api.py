@@ -18,6 +18,7 @@ def submit(
     address: str | None = None,
     working_dir: str | Path | None = None,
     env: Mapping[str, str] | None = None,
+    secret_env: Mapping[str, str | None] | None = None,
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
@@ -30,9 +31,10 @@ def submit(
         script: a Python file in the working directory.
         *args: its arguments.
         command: what to run instead of a script.
-        address: `embedded` or a URL; None chooses as the command line does.
+        address: `embedded`, `kubernetes://CONTEXT/NAMESPACE/CLUSTER` or a URL; None chooses as the command line does.
         working_dir: the folder the job runs in, by default the current one.
         env: environment variables, readable for everyone who may list jobs.
+        secret_env: variables of the driver from Secrets that the cluster mounts: name to SECRET/KEY, or to None.
         name: what the dashboard shows.
         tags: names and values recorded with the job.
         timeout: seconds the job may run.
@@ -50,6 +52,7 @@ def submit(
         command=args or command,
         working_dir=working_dir,
         env=env or {},
+        secret_env=secret_env or {},
         name=name,
         tags=tags or {},
         timeout=timeout,

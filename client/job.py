@@ -188,6 +188,7 @@ def submit(
         endpoint = stack.enter_context(connect(chosen, start_in=None if detached else spec.folder() or Path.cwd()))
         kind = "a Ray of its own" if endpoint.ends_with_us else endpoint.url
         note(f"address {endpoint.address} ({kind}; {chosen.source})")
+        spec.check_gpus(endpoint)
         jobs = RayJobs(endpoint)
         files = _files(spec, endpoint)
         for secret in files.withheld if files else ():

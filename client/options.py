@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -28,6 +29,19 @@ output_option = click.option(
     is_eager=True,  # so that an error in another option is JSON too
     help="json: only JSON on stdout, all else on stderr.",
 )
+
+
+class Seconds(click.ParamType[float]):
+    """A time: 90, 90s, 15m or 2h. Gives seconds."""
+
+    name = "time"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it."""
+        read = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if not read:
+            self.fail(f"{value!r} is not a time like 90s, 15m or 2h", param, ctx)
+        return float(read[1]) * {"h": 3600, "m": 60}.get(read[2], 1)
 
 
 def choose(address: str | None, *, name_it: bool = True) -> "Address":

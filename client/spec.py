@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import client
+from client import secret_env
 from client.errors import UsageError
 from client.targets.endpoint import STOP_SECONDS, Endpoint
 
@@ -51,6 +52,7 @@ class JobSpec:
         working_dir: the folder the job runs in, or a URI that Ray knows; None takes the runtime_env's, else the
             current folder.
         env: environment variables of the job, which everyone who may list jobs can read.
+        secret_env: variables of the driver alone, as `client.secret_env.exports` takes them.
         name: what the dashboard shows.
         tags: names and values recorded with the job.
         timeout: seconds the job may run.
@@ -62,6 +64,7 @@ class JobSpec:
     command: Sequence[str] = ()
     working_dir: str | Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    secret_env: Mapping[str, str | None] = field(default_factory=dict)
     name: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
@@ -90,7 +93,7 @@ class JobSpec:
             if _SECRET_NAME.search(str(name)) and not self.allow_plain:
                 raise UsageError(
                     f"{name} looks like a secret, and Ray shows a job's variables to everyone who may list jobs: "
-                    "mount it in the cluster instead, or give --allow-plain"
+                    "mount it in the cluster and give --secret-env, or give --allow-plain"
                 )
         for name in (*self.tags, *self.arguments.get("metadata", {})):
             if name in _RECORDED:
@@ -130,6 +133,8 @@ class JobSpec:
         else:
             words = list(self.command)
         line = shlex.join(words) if words else str(self.arguments["entrypoint"])
+        if self.secret_env:  # Ray would show env_vars to everyone who may list jobs
+            words, line = [], f"{secret_env.exports(self.secret_env, endpoint)} && {line}"
         if self.timeout is None:
             return line
         if endpoint.in_place and not shutil.which("timeout"):
@@ -141,6 +146,19 @@ class JobSpec:
         # Ray lets tasks import what lies beside the script, but for a job with a working_dir it does not.
         folder = PurePosixPath(self._script_in_folder(self.script)).parent if self.script else PurePosixPath()
         return {"PYTHONPATH": f"{folder}:${{PYTHONPATH}}"} if folder.parts else {}
+
+    def check_gpus(self, endpoint: Endpoint) -> None:
+        """Check that a kind of node has the GPUs that the driver wants.
+
+        Raises:
+            UsageError: none has.
+        """
+        wanted = self.arguments.get("entrypoint_num_gpus") or 0
+        if endpoint.gpus is not None and wanted > max(endpoint.gpus.values(), default=0):
+            known = ", ".join(f"{name} {gpus:g}" for name, gpus in endpoint.gpus.items())
+            raise UsageError(
+                f"no worker group has {wanted:g} GPUs for the driver: the cluster's have {known or 'none'}"
+            )
 
     def check_files(self) -> None:
         """Check that the folder and the script are there, before a cluster is asked anything.

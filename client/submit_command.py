@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from client.errors import UsageError
-from client.options import address_option, choose, output_option, pairs
+from client.options import Seconds, address_option, choose, output_option, pairs
 from client.watch import watch
 
 
@@ -22,10 +22,22 @@ class _SubmitCommand(click.Command):
         return rest
 
 
+def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str | None]:
+    """Read NAME and NAME=SECRET/KEY."""
+    return {name: where if equals else None for name, equals, where in (value.partition("=") for value in values)}
+
+
 @click.command(cls=_SubmitCommand, context_settings={"allow_interspersed_args": False}, options_metavar="[OPTIONS]")
 @address_option
 @click.option("--working-dir", metavar="DIR|URI", help="What the job runs in. Default: the current directory.")
 @click.option("--env", multiple=True, callback=pairs, metavar="NAME=VALUE", help="A variable of the job.")
+@click.option(
+    "--secret-env",
+    multiple=True,
+    callback=_secret_pairs,
+    metavar="NAME[=SECRET/KEY]",
+    help="A variable of the driver, from a Secret that the cluster mounts.",
+)
 @click.option("--allow-plain", is_flag=True, help="Take an --env name that looks like a secret's.")
 @click.option("--runtime-env", "runtime_env", metavar="FILE", help="A runtime_env of Ray, in YAML or JSON.")
 @click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="CPUs kept for the driver itself.")
@@ -35,13 +47,28 @@ class _SubmitCommand(click.Command):
 @click.option("--id", "submission_id", metavar="ID", help="The job's id. The same id and job again attaches.")
 @click.option("--detach", is_flag=True, help="Leave once the job is accepted; print its id.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the job after this time, with exit code 124.")
+@click.option(
+    "--wait-cluster",
+    type=Seconds(),
+    default="15m",
+    show_default=True,
+    metavar="TIME",
+    help="How long a cluster may take to be ready.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
 @click.option("-f", "job_file", metavar="FILE", help="Arguments of Ray's submit_job, in YAML; options win.")
 @output_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARGS]... | -- COMMAND...")
 @click.pass_context
 def submit(
-    ctx: click.Context, /, address: str | None, detach: bool, dry_run: bool, as_json: bool, **given: Any
+    ctx: click.Context,
+    /,
+    address: str | None,
+    detach: bool,
+    wait_cluster: float,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Run a script or a command, show its log, exit with its code."""
     from client import job, output
@@ -50,7 +77,9 @@ def submit(
     if dry_run:
         _show_plan(job.plan(spec, chosen), as_json=as_json)
         return
-    submitted = job.submit(spec, chosen, detached=detach, note=output.note, progress=output.progress)
+    submitted = job.submit(
+        spec, chosen, detached=detach, wait_cluster=wait_cluster, note=output.note, progress=output.progress
+    )
     with closing(submitted):
         ctx.obj["submission_id"] = submitted.submission_id
         output.note(

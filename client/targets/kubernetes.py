@@ -101,6 +101,27 @@ def _token(api: _Api, cluster: Object) -> str | None:
     return base64.b64decode(secret["data"][ref["key"]]).decode().strip()
 
 
+def _pod_specs(cluster: Object) -> dict[str, Object]:
+    """The pods that the cluster may have, by group."""
+    spec = cluster["spec"]
+    most = "maxReplicas" if spec.get("enableInTreeAutoscaling") else "replicas"
+    groups = {g["groupName"]: g for g in spec.get("workerGroupSpecs") or () if g.get(most, 1)}
+    return {name: group["template"]["spec"] for name, group in {"head": spec["headGroupSpec"], **groups}.items()}
+
+
+def _gpus(pod: Object) -> float:
+    """The GPUs of a pod's Ray container, as KubeRay counts them: every resource whose name ends in `gpu`."""
+    limits = pod["containers"][0].get("resources", {}).get("limits") or {}
+    return sum(float(amount) for name, amount in limits.items() if name.endswith("gpu"))
+
+
+def _secrets(pod: Object) -> dict[str, str]:
+    """Where a pod's Ray container has Secrets, by their name."""
+    folders = {m["name"]: m["mountPath"] for m in pod["containers"][0].get("volumeMounts") or ()}
+    names = {v["name"]: (v.get("secret") or {}).get("secretName") for v in pod.get("volumes") or ()}
+    return {secret: folders[volume] for volume, secret in names.items() if secret and volume in folders}
+
+
 class _Cluster:
     """A RayCluster as seen through the API server."""
 
@@ -222,7 +243,8 @@ def connect(address: str) -> Iterator[Endpoint]:
     """
     context, namespace, name = _parts(address)
     api = _Api(kubeconfig.login(context))
-    cluster = _Cluster(api, _find(api, namespace, name))
+    found = _find(api, namespace, name)
+    cluster, pods = _Cluster(api, found), _pod_specs(found)
     in_pod = api.login.context is None
     header = "Authorization" if in_pod else "X-Ray-Authorization"  # the API server keeps the other for itself
     yield Endpoint(
@@ -232,5 +254,7 @@ def connect(address: str) -> Iterator[Endpoint]:
         headers={header: f"Bearer {cluster.token}"} if cluster.token else {},
         tls=None if in_pod else api.login.tls,
         auth=None if in_pod else api.login.auth,
+        secrets=_secrets(pods["head"]),
+        gpus={group: _gpus(pod) for group, pod in pods.items()},
         ready=cluster.ready,
     )
