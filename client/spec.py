@@ -155,10 +155,8 @@ class JobSpec:
         """
         wanted = self.arguments.get("entrypoint_num_gpus") or 0
         if endpoint.gpus is not None and wanted > max(endpoint.gpus.values(), default=0):
-            known = ", ".join(f"{name} {gpus:g}" for name, gpus in endpoint.gpus.items())
-            raise UsageError(
-                f"no worker group has {wanted:g} GPUs for the driver: the cluster's have {known or 'none'}"
-            )
+            known = ", ".join(f"{name} {gpus:g}" for name, gpus in endpoint.gpus.items()) or "none"
+            raise UsageError(f"no node of the cluster has the {wanted:g} GPUs that the driver wants: they have {known}")
 
     def check_files(self) -> None:
         """Check that the folder and the script are there, before a cluster is asked anything.
