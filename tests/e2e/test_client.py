@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.client.proxy import FaultProxy
 from tests.conftest import ROOT
 from tests.e2e.conftest import CHART, apply, get, helm, kubectl, new_namespace, until, user_environment
 
@@ -20,6 +21,14 @@ NUMBERED = f"""
 import hashlib
 for n in range({LINES}):
     print(n, hashlib.sha256(str(n).encode()).hexdigest(), flush=n % 1000 == 0)
+"""
+SLOW_LINES = 4_000
+SLOW = f"""
+import time
+print("0 begins", flush=True)
+for n in range(1, {SLOW_LINES}):
+    time.sleep(0.003)
+    print(n, "x" * 100, flush=True)
 """
 WAITING = "import time; print('started', flush=True); time.sleep(300)"
 TASKS = """
@@ -72,7 +81,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory; the entrypoint, which Ray writes into the log, is a name then."""
     folder = tmp_path_factory.mktemp("scripts")
-    for name, text in {"numbered": NUMBERED, "waiting": WAITING, "tasks": TASKS}.items():
+    for name, text in {"numbered": NUMBERED, "slow": SLOW, "waiting": WAITING, "tasks": TASKS}.items():
         (folder / f"{name}.py").write_text(text)
     return folder
 
@@ -228,6 +237,42 @@ def test_a_worker_deleted_under_a_job(cluster: str, scripts: Path) -> None:
     out, err = process.communicate(timeout=180)
     assert pod(cluster, "worker")[1] not in ("", uid)
     assert (process.returncode, b"sum 1\n" in out) == (0, True), err
+
+
+@pytest.fixture
+def api_server(tmp_path: Path) -> Iterator[tuple[FaultProxy, Path]]:
+    """The API server behind a proxy of ours, and a kubeconfig that leads there."""
+    command = ["kubectl", "proxy", "--port=0"]
+    with subprocess.Popen(command, env=user_environment(), stdout=subprocess.PIPE, text=True) as kubectl_proxy:
+        assert kubectl_proxy.stdout
+        host, port = kubectl_proxy.stdout.readline().split()[-1].split(":")
+        with FaultProxy((host, int(port))) as proxy:
+            context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+            config = {"clusters": [{"name": "c", "cluster": {"server": proxy.url}}], "contexts": [context]}
+            path = tmp_path / "kubeconfig"
+            path.write_text(json.dumps({**config, "users": [{"name": "u", "user": {}}], "current-context": "c"}))
+            yield proxy, path
+        kubectl_proxy.terminate()
+
+
+@pytest.mark.parametrize("fault", ["cut_after_seconds", "cut_after_bytes", "silent_after_bytes", "refused for 15 s"])
+def test_no_byte_is_lost_or_repeated_through_a_bad_api_server(
+    cluster: str, scripts: Path, api_server: tuple[FaultProxy, Path], fault: str
+) -> None:
+    proxy, kubeconfig = api_server
+    script = scripts / "slow.py"
+    with start(cluster, "submit", "--working-dir", str(scripts), str(script), kubeconfig=kubeconfig) as process:
+        assert process.stdout and process.stderr
+        while not (line := process.stdout.readline()).endswith(b"0 begins\n"):
+            assert line, process.stderr.read()
+        if fault.startswith("refused"):
+            proxy.refuse(15)
+        else:
+            setattr(proxy.faults, fault, 1.5 if fault == "cut_after_seconds" else 30_000)
+        out, err = process.stdout.read(), process.stderr.read()  # `communicate` would lose what readline has buffered
+    assert process.returncode == 0, err
+    assert out == b"".join(b"%d %s\n" % (n, b"x" * 100) for n in range(1, SLOW_LINES))
+    assert sum(proxy.fired.values()) >= 1, proxy.fired
 
 
 def test_the_token_rotated(cluster: str) -> None:
