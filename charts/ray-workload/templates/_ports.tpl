@@ -8,9 +8,16 @@
 {{ int $port }}
 {{- end -}}
 
-{{/* The agent's port of a group: `ray start` is told it, else its default (ray_constants.py). Takes the group's values. */}}
+{{/* A port that `ray start` is told, or its default (ray_constants.py). `initArgs` is upstream's old name of rayStartParams.
+     Takes (list GROUP NAME DEFAULT). */}}
+{{- define "ray-workload.startPort" -}}
+{{- $group := index . 0 -}}
+{{- $given := merge dict ($group.initArgs | default dict) ($group.rayStartParams | default dict) -}}
+{{ get $given (index . 1) | default (index . 2) | int }}
+{{- end -}}
+
 {{- define "ray-workload.agentPort" -}}
-{{ dig "rayStartParams" "dashboard-agent-listen-port" 52365 . | int }}
+{{ include "ray-workload.startPort" (list . "dashboard-agent-listen-port" 52365) }}
 {{- end -}}
 
 {{/* The worker groups that are on, as YAML: name -> its values. */}}

@@ -6,6 +6,9 @@
   {{- if and (gt (int $operator.replicas) 1) (not $operator.leaderElectionEnabled) -}}
     {{- $found = append $found "kuberay-operator.replicas is more than 1: set kuberay-operator.leaderElectionEnabled=true" -}}
   {{- end -}}
+  {{- if and $operator.watchNamespace (not (has .Release.Namespace $operator.watchNamespace)) (include "ray-workload.cluster" .) -}}
+    {{- $found = append $found (printf "kuberay-operator.watchNamespace does not have the release's own namespace: add %s" .Release.Namespace) -}}
+  {{- end -}}
   {{- if not $operator.singleNamespaceInstall -}}
     {{- range dig "items" list (lookup "apps/v1" "Deployment" "" "" | default dict) -}}
       {{- if and (eq "kuberay-operator" (dig "metadata" "labels" "app.kubernetes.io/name" "" .)) (ne (printf "%s/%s" $.Release.Namespace $.Release.Name) (printf "%s/%s" .metadata.namespace (dig "metadata" "annotations" "meta.helm.sh/release-name" "" .))) -}}
@@ -27,6 +30,19 @@
 {{ toJson $found }}
 {{- end -}}
 
+{{/* Not empty where YAML takes a name for something else: upstream's charts do not quote theirs. */}}
+{{- define "ray-workload.misread" -}}
+{{ regexFind "^([0-9][0-9._]*(e[0-9]+)?|0[xo][0-9a-f]+|true|false|yes|no|on|off|null|y|n)$" . }}
+{{- end -}}
+
+{{/* Where a worker group stands in the values. Takes (list $ NAME). */}}
+{{- define "ray-workload.groupPath" -}}
+{{- $worker := index (index . 0).Values "ray-cluster" "worker" -}}
+{{- if and (eq (index . 1) $worker.groupName) (not $worker.disabled) }}ray-cluster.worker
+{{- else }}ray-cluster.additionalWorkerGroups.{{ index . 1 }}
+{{- end -}}
+{{- end -}}
+
 {{- define "ray-workload.mistakes.cluster" -}}
 {{- $found := list -}}
 {{- $cluster := include "ray-workload.cluster" . -}}
@@ -37,7 +53,16 @@
 {{- else if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $cluster) -}}
   {{- $found = append $found (printf "the cluster's name %s must begin with a letter and hold a-z, 0-9 and - only: set ray-cluster.fullnameOverride" $cluster) -}}
 {{- end -}}
-{{- $version := $head.rayVersion | default "" -}}
+{{- range $what, $name := dict "release" .Release.Name "namespace" .Release.Namespace "cluster" $cluster "account of the head" .Values.serviceAccounts.head.name "account of the workers" .Values.serviceAccounts.worker.name -}}
+  {{- if include "ray-workload.misread" $name -}}
+    {{- $found = append $found (printf "the name of the %s, %s, reads as a number or a word of YAML: choose another" $what $name) -}}
+  {{- end -}}
+{{- end -}}
+{{- $accounts := .Values.serviceAccounts -}}
+{{- if and $accounts.head.create $accounts.worker.create (eq $accounts.head.name $accounts.worker.name) -}}
+  {{- $found = append $found (printf "serviceAccounts.head.name and serviceAccounts.worker.name are both %s: make them two, or set serviceAccounts.worker.create=false" $accounts.head.name) -}}
+{{- end -}}
+{{- $version := regexFind "^[0-9]+\\.[0-9]+\\.[0-9]+" ($head.rayVersion | default "") -}}
 {{- if not $version -}}
   {{- $found = append $found "ray-cluster.head.rayVersion is missing: set it to the Ray version of the image, e.g. 2.60.0" -}}
 {{- else -}}
@@ -53,8 +78,11 @@
 {{- if $head.ports -}}
   {{- $names := list -}}
   {{- range $head.ports }}{{ $names = append $names .name }}{{ end -}}
+  {{- $dashboard := include "ray-workload.startPort" (list $head "dashboard-port" 8265) -}}
   {{- if not (has "dashboard" $names) -}}
-    {{- $found = append $found "ray-cluster.head.ports has none named dashboard: add {name: dashboard, containerPort: 8265}" -}}
+    {{- $found = append $found (printf "ray-cluster.head.ports has none named dashboard: add {name: dashboard, containerPort: %s}" $dashboard) -}}
+  {{- else if ne $dashboard (include "ray-workload.headPort" (list . "dashboard" 8265)) -}}
+    {{- $found = append $found (printf "ray-cluster.head.ports: the port named dashboard is not that of rayStartParams.dashboard-port: make it %s" $dashboard) -}}
   {{- end -}}
 {{- else -}}
   {{- $found = append $found "ray-cluster.head.ports is empty: add {name: dashboard, containerPort: 8265} and the others of values.yaml" -}}
@@ -90,6 +118,20 @@
 {{- $found := list -}}
 {{- $secret := include "ray-workload.authSecret" . -}}
 {{- $ray := index .Values "ray-cluster" -}}
+{{- if not (regexMatch "^[!-~]*$" (trim .Values.auth.token)) -}}
+  {{- $found = append $found "auth.token may hold printable ASCII without spaces only, on one line" -}}
+{{- end -}}
+{{- $groups := dict "ray-cluster.head" $ray.head -}}
+{{- range $name, $group := include "ray-workload.groups" . | fromYaml -}}
+  {{- $_ := set $groups (include "ray-workload.groupPath" (list $ $name)) $group -}}
+{{- end -}}
+{{- range $where, $group := $groups -}}
+  {{- range $group.containerEnv -}}
+    {{- if has .name (list "RAY_AUTH_MODE" "RAY_AUTH_TOKEN") -}}
+      {{- $found = append $found (printf "%s.containerEnv has %s, which belongs into ray-cluster.common.containerEnv alone: remove it" $where .name) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
 {{- if and .Values.auth.token .Values.auth.existingSecret -}}
   {{- $found = append $found "auth.token and auth.existingSecret are both set: keep one" -}}
 {{- end -}}
@@ -123,7 +165,10 @@
 {{- $ray := index .context.Values "ray-cluster" -}}
 {{- $account := .context.Values.serviceAccounts.worker -}}
 {{- $isWorker := eq .name $ray.worker.groupName -}}
-{{- $where := ternary "ray-cluster.worker" (printf "ray-cluster.additionalWorkerGroups.%s" .name) $isWorker -}}
+{{- $where := include "ray-workload.groupPath" (list .context .name) -}}
+{{- if include "ray-workload.misread" .name -}}
+  {{- $found = append $found (printf "%s: the group's name %s reads as a number or a word of YAML: choose another" $where .name) -}}
+{{- end -}}
 {{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" .name)) (gt (len .name) 63) -}}
   {{- $found = append $found (printf "%s: the group's name %q must be at most 63 of a-z, 0-9 and -" $where .name) -}}
 {{- end -}}
@@ -158,17 +203,21 @@
   {{- end -}}
   {{- $mounts := dict "ray-cluster.head" (index $.Values "ray-cluster" "head") -}}
   {{- range $group, $values := $groups -}}
-    {{- $_ := set $mounts (ternary "ray-cluster.worker" (printf "ray-cluster.additionalWorkerGroups.%s" $group) (eq $group (index $.Values "ray-cluster" "worker" "groupName"))) $values -}}
+    {{- $_ := set $mounts (include "ray-workload.groupPath" (list $ $group)) $values -}}
   {{- end -}}
   {{- range $where, $values := $mounts -}}
-    {{- $volume := "" -}}
-    {{- range $values.volumes }}{{ if eq $real (dig "secret" "secretName" "" .) }}{{ $volume = .name }}{{ end }}{{ end -}}
+    {{- $volumes := list -}}
+    {{- range $volume := $values.volumes -}}
+      {{- range prepend (dig "projected" "sources" list $volume) $volume -}}
+        {{- if has $real (list (dig "secret" "secretName" "" .) (dig "secret" "name" "" .)) }}{{ $volumes = append $volumes $volume.name }}{{ end -}}
+      {{- end -}}
+    {{- end -}}
     {{- $mounted := false -}}
-    {{- range $values.volumeMounts }}{{ if eq .name $volume }}{{ $mounted = true }}{{ end }}{{ end -}}
-    {{- if not $volume -}}
+    {{- range $values.volumeMounts }}{{ if has .name $volumes }}{{ $mounted = true }}{{ end }}{{ end -}}
+    {{- if not $volumes -}}
       {{- $found = append $found (printf "secrets.%s is not mounted: add {name: %s, secret: {secretName: %s, defaultMode: 0440}} to %s.volumes and {name: %s, mountPath: ..., readOnly: true} to its volumeMounts" $name $real $real $where $real) -}}
     {{- else if not $mounted -}}
-      {{- $found = append $found (printf "secrets.%s is not mounted: add {name: %s, mountPath: ..., readOnly: true} to %s.volumeMounts" $name $volume $where) -}}
+      {{- $found = append $found (printf "secrets.%s is not mounted: add {name: %s, mountPath: ..., readOnly: true} to %s.volumeMounts" $name (first $volumes) $where) -}}
     {{- end -}}
   {{- end -}}
 {{- end -}}
