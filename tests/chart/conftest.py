@@ -5,8 +5,10 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +46,8 @@ class Render(Protocol):
         show_only: str | Sequence[str] | None = None,
         kube_version: str | None = None,
         helm: Path | None = None,
+        chart: Path = CHART,
+        args: Sequence[str] = (),
     ) -> list[Manifest]: ...
 
 
@@ -59,8 +63,26 @@ def names(manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
     return sorted((m["kind"], m["metadata"]["name"]) for m in manifests)
 
 
+class Quoting(yaml.SafeDumper):
+    """What others leave bare is a number to Go's YAML, as 1e3, and JSON's emoji is nothing to it."""
+
+
+Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    return yaml.dump(values, Dumper=Quoting, sort_keys=False, width=1_000_000)
+
+
+def values_files() -> dict[str, list[Path]]:
+    """By name what to render with: the chart's own files, and those that only tests need."""
+    more = [*sorted(CHART.glob("values-*.yaml")), *sorted((ROOT / "ci" / "values").glob("*.yaml"))]
+    return {"values.yaml": []} | {path.name: [path] for path in more}
+
+
 def environment_of_helm() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("HELM_")}
+    """The user's settings do not matter here; and helm ends before collecting its garbage pays."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("HELM_")} | {"GOGC": "off"}
 
 
 @functools.cache
@@ -121,8 +143,10 @@ def render(helms: list[Path], dependencies: None) -> Render:
         show_only: str | Sequence[str] | None = None,
         kube_version: str | None = None,
         helm: Path | None = None,
+        chart: Path = CHART,
+        args: Sequence[str] = (),
     ) -> list[Manifest]:
-        command = [str(helm or helms[0]), "template", release, str(CHART), "--namespace", namespace]
+        command = [str(helm or helms[0]), "template", release, str(chart), "--namespace", namespace, *args]
         command += ["--kube-version", kube_version or KUBE_VERSION]
         for file in values_files:
             command += ["--values", str((ROOT / file).absolute())]
@@ -131,7 +155,7 @@ def render(helms: list[Path], dependencies: None) -> Render:
             command += ["--set", item]
         for template in [show_only] if isinstance(show_only, str) else show_only or ():
             command += ["--show-only", template]
-        given = json.dumps(values or {})
+        given = as_yaml(values or {})
         contents = [Path(ROOT, file).read_text() for file in values_files]
         key = json.dumps([command, given, contents])
         if key not in done:
@@ -149,3 +173,33 @@ def render(helms: list[Path], dependencies: None) -> Render:
         return copy.deepcopy(result)  # a test may change its own
 
     return render
+
+
+@pytest.fixture(scope="session")
+def unpacked(dependencies: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Upstream's two charts, in a folder each."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    for path in (CHART / "charts").iterdir():
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name)
+        else:
+            with tarfile.open(path) as packed:
+                packed.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def editable(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy for tests that change it and render it often: the operator has no templates, NOTES.txt is a ConfigMap."""
+    chart = tmp_path_factory.mktemp("editable") / "chart"
+    shutil.copytree(CHART, chart, ignore=shutil.ignore_patterns("charts"))
+    shutil.copytree(unpacked / "ray-cluster", chart / "charts" / "ray-cluster")
+    rest = shutil.ignore_patterns("templates", "crds")
+    shutil.copytree(unpacked / "kuberay-operator", chart / "charts" / "kuberay-operator", ignore=rest)
+    notes = chart / "templates" / "NOTES.txt"
+    (chart / "templates" / "_notes.tpl").write_text(f'{{{{ define "notes" }}}}{notes.read_text()}{{{{ end }}}}')
+    notes.unlink()
+    text = '{{ include "notes" . | toJson }}'
+    config = f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: notes}}\ndata:\n  text: {text}\n"
+    (chart / "templates" / "notes.yaml").write_text(config)
+    return chart

@@ -1,0 +1,66 @@
+"""What the pods of hooks and of `helm test` run, and where: as the head would."""
+
+from typing import Any
+
+from tests.chart.conftest import CHART, Manifest, Render, find, values_files
+from tests.chart.test_conditions import nest
+
+FILES = CHART / "files"
+CUSTOM = {
+    "imagePullSecrets": [{"name": "registry"}],
+    "head.image": {"repository": "mine/ray", "tag": "2.60.0-mine", "pullPolicy": "Always"},
+    "head.nodeSelector": {"pool": "heads"},
+    "head.tolerations": [{"key": "heads", "operator": "Exists"}],
+}
+
+
+def pod(manifests: list[Manifest], kind: str, name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = find(manifests, kind, name)["spec"]
+    return spec if kind == "Pod" else spec["template"]["spec"]
+
+
+def test_the_jobs(render: Render) -> None:
+    manifests = render(values=nest({"rollout.enabled": True, "cleanup.timeoutSeconds": 30}))
+    for name, args, seconds in (("cleanup", ["cleanup", "30"], 90), ("rollout", ["rollout", "Recreate"], 120)):
+        spec = find(manifests, "Job", f"ray-{name}")["spec"]
+        assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (3, seconds)
+        (container,) = spec["template"]["spec"]["containers"]
+        assert container["args"] == args
+        assert container["command"] == ["python", "-c", (FILES / "hooks.py").read_text()]
+        assert container["env"] == [{"name": "NAMESPACE", "value": "ray"}, {"name": "CLUSTER", "value": "ray"}]
+
+
+def test_the_test(render: Render) -> None:
+    manifests = render()
+    (container,) = pod(manifests, "Pod", "ray-test")["containers"]
+    assert (container["command"], container["args"]) == (["python", "-c", (FILES / "check.py").read_text()], [])
+    assert [variable["name"] for variable in container["env"]] == ["NAMESPACE", "CLUSTER", "URL", "RAY_AUTH_TOKEN"]
+    assert container["env"][2:] == [
+        {"name": "URL", "value": "http://ray-api:8265"},
+        {
+            "name": "RAY_AUTH_TOKEN",
+            "valueFrom": {"secretKeyRef": {"name": "ray-auth-token", "key": "auth_token"}},
+        },
+    ]
+    # The policies admit it as one of the clients.
+    assert find(manifests, "Pod", "ray-test")["metadata"]["labels"]["ray-workload/client"] == "true"
+    (container,) = pod(render(*values_files()["everything.yaml"]), "Pod", "ray-test")["containers"]
+    assert [variable["name"] for variable in container["env"]] == ["NAMESPACE", "CLUSTER", "URL"]
+
+
+def test_they_run_where_the_head_would(render: Render) -> None:
+    usual = render(values={"rollout": {"enabled": True}})
+    custom = render(values={"rollout": {"enabled": True}, "ray-cluster": nest(CUSTOM)})
+    head = find(usual, "RayCluster", "ray")["spec"]["headGroupSpec"]["template"]["spec"]
+    for kind, name in (("Job", "ray-cleanup"), ("Job", "ray-rollout"), ("Pod", "ray-test")):
+        before, after = pod(usual, kind, name), pod(custom, kind, name)
+        assert before["restartPolicy"] == "Never" and before["securityContext"] == head["securityContext"]
+        (container,) = before["containers"]
+        for key in ("image", "imagePullPolicy", "securityContext"):
+            assert container[key] == head["containers"][0][key]
+        assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys() == {"cpu", "memory"}
+        assert not {"imagePullSecrets", "nodeSelector", "tolerations"} & before.keys()
+        for key in ("imagePullSecrets", "head.nodeSelector", "head.tolerations"):
+            assert after[key.removeprefix("head.")] == CUSTOM[key]
+        (container,) = after["containers"]
+        assert (container["image"], container["imagePullPolicy"]) == ("mine/ray:2.60.0-mine", "Always")

@@ -1,0 +1,144 @@
+"""Names: of the release, of the cluster, and of what is called after it."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.chart.conftest import Manifest, Render, RenderError, find, names
+from tests.chart.test_conditions import nest
+
+LONG = "abcdefghi-" * 6
+CLUSTERS = {
+    "ray": "ray",
+    "my-ray-2": "my-ray-2",
+    "xray": "xray",
+    "demo": "demo-ray",
+    "r": "r-ray",
+    LONG[:49]: f"{LONG[:49]}-ray",
+    f"ray-{LONG}"[:53]: f"ray-{LONG}"[:53],
+}
+REFUSED = {
+    LONG[:51]: "has 55 characters, and may have 53: set ray-cluster.fullnameOverride",
+    f"x{LONG}"[:53]: "has 57 characters, and may have 53: set ray-cluster.fullnameOverride",
+    "1ray": "the cluster's name 1ray must begin with a letter",
+    "2-b": "the cluster's name 2-b-ray must begin with a letter",
+    "my.ray": "the cluster's name my.ray must begin with a letter and hold a-z, 0-9 and - only",
+}
+EVERY_SWITCH: dict[str, Any] = {
+    "rollout.enabled": True,
+    "metrics.podMonitor.enabled": True,
+    "submitter.subjects": [{"kind": "Group", "name": "all"}],
+}
+AFTER_THE_CLUSTER = {
+    *(("NetworkPolicy", f"{{}}-ray-{node}") for node in ("head", "worker")),
+    *(
+        (kind, f"{{}}-{hook}")
+        for hook in ("cleanup", "rollout")
+        for kind in ("Job", "ServiceAccount", "Role", "RoleBinding")
+    ),
+    ("PodDisruptionBudget", "{}-head"),
+    ("PodMonitor", "{}"),
+    ("Pod", "{}-test"),
+    ("RayCluster", "{}"),
+    ("Role", "{}-submitter"),
+    ("RoleBinding", "{}-submitter"),
+    ("Service", "{}-api"),
+}
+FIXED = {("Secret", "ray-auth-token"), ("ServiceAccount", "ray-head"), ("ServiceAccount", "ray-worker")}
+
+
+def valid(manifests: list[Manifest]) -> None:
+    """As the API server has it: of a Job and a Service a label's length, of the others a domain's."""
+    for kind, name in names(manifests):
+        limit = 63 if kind in ("Service", "Job", "Pod", "RayCluster") else 253
+        assert len(name) <= limit and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name), (kind, name)
+
+
+@pytest.mark.parametrize("release", CLUSTERS)
+def test_the_cluster_and_all_that_is_called_after_it(release: str, render: Render) -> None:
+    cluster = CLUSTERS[release]
+    manifests = render(values=nest({**EVERY_SWITCH, "kuberay-operator.enabled": False}), release=release)
+    assert set(names(manifests)) == {(kind, name.format(cluster)) for kind, name in AFTER_THE_CLUSTER} | FIXED
+    valid(manifests)
+    labels = {m["metadata"]["labels"]["app.kubernetes.io/instance"] for m in manifests}
+    assert labels == {release}
+    job = find(manifests, "Job", f"{cluster}-cleanup")["spec"]["template"]["spec"]["containers"][0]
+    assert {v["name"]: v["value"] for v in job["env"]} == {"NAMESPACE": "ray", "CLUSTER": cluster}
+    test = find(manifests, "Pod", f"{cluster}-test")["spec"]["containers"][0]
+    assert {"name": "URL", "value": f"http://{cluster}-api:8265"} in test["env"]
+    for kind, name in (("Service", "{}-api"), ("NetworkPolicy", "{}-ray-head"), ("PodDisruptionBudget", "{}-head")):
+        spec = find(manifests, kind, name.format(cluster))["spec"]
+        selector = spec.get("podSelector", spec.get("selector"))
+        wanted = {"ray.io/cluster": cluster, "ray.io/node-type": "head"}
+        assert selector.get("matchLabels", selector) == wanted
+
+
+@pytest.mark.parametrize("release", REFUSED)
+def test_names_that_cannot_be(release: str, render: Render) -> None:
+    with pytest.raises(RenderError, match=re.escape(REFUSED[release])):
+        render(release=release)
+    manifests = render(values=nest({"ray-cluster.fullnameOverride": "short"}), release=release)
+    valid(manifests)
+    assert ("RayCluster", "short") in names(manifests)
+
+
+def test_helm_refuses_longer_ones(render: Render) -> None:
+    with pytest.raises(RenderError, match="must not be longer than 53"):
+        render(release="r" * 54)
+
+
+def test_overrides(render: Render) -> None:
+    for override, cluster in {"ray-cluster.nameOverride": "demo-mine", "ray-cluster.fullnameOverride": "mine"}.items():
+        manifests = render(values=nest({override: "mine"}), release="demo")
+        assert {("RayCluster", cluster), ("Service", f"{cluster}-api"), ("Role", f"{cluster}-submitter")} <= set(
+            names(manifests)
+        )
+    longest = "r" * 53
+    valid(render(values=nest({**EVERY_SWITCH, "ray-cluster.fullnameOverride": longest})))
+    with pytest.raises(RenderError, match="has 54 characters"):
+        render(values=nest({"ray-cluster.fullnameOverride": longest + "r"}))
+
+
+def test_the_namespace_is_where_helm_is_told(render: Render) -> None:
+    manifests = render(namespace="elsewhere", release="ray", values=nest(EVERY_SWITCH))
+    assert {m["metadata"].get("namespace") for m in manifests} == {"elsewhere", None}
+    pod = find(manifests, "Pod", "ray-test")["spec"]["containers"][0]
+    assert {"name": "NAMESPACE", "value": "elsewhere"} in pod["env"]
+
+
+READ_AS_OTHERS: dict[str, dict[str, Any]] = {
+    "a release": {"release": "123", "values": {"ray-cluster.fullnameOverride": "ray"}},
+    "a namespace": {"namespace": "123", "values": {}},
+    "a group": {"values": {"ray-cluster.worker.groupName": "123"}},
+    "another group": {"values": {"ray-cluster.additionalWorkerGroups.true.serviceAccountName": "ray-worker"}},
+    "a cluster": {"values": {"ray-cluster.fullnameOverride": "null"}},
+    "a group as small": {"values": {"ray-cluster.worker.groupName": "1e-3"}},
+    "a group of two digits": {"values": {"ray-cluster.worker.groupName": "0b1"}},
+    "an account": {"values": {"ray-cluster.head.serviceAccountName": "123", "serviceAccounts.head.name": "123"}},
+    "an account that is there": {
+        "values": {"ray-cluster.head.serviceAccountName": "123", "serviceAccounts.head.create": False},
+    },
+}
+
+MISSED = {"a group as small", "a group of two digits", "an account that is there"}
+NOT_YET = pytest.mark.xfail(reason="ray-workload.misread does not see it, or is not asked", strict=True)
+
+
+@pytest.mark.parametrize("which", [pytest.param(w, marks=NOT_YET) if w in MISSED else w for w in READ_AS_OTHERS])
+def test_names_that_yaml_reads_as_something_else(which: str, render: Render) -> None:
+    """The API server takes no number or null for a name: they are strings, or refused at once."""
+    given = READ_AS_OTHERS[which]
+    try:
+        manifests = render(**{**given, "values": nest(given["values"])})
+    except RenderError as error:
+        assert "mistake(s) in the values" in str(error)
+        return
+    for manifest in manifests:
+        metadata = manifest["metadata"]
+        assert isinstance(metadata["name"], str) and isinstance(metadata.get("namespace", ""), str)
+        assert all(isinstance(value, str) for value in metadata["labels"].values())
+    spec = find(manifests, "RayCluster", "ray")["spec"]
+    for group in spec["workerGroupSpecs"]:
+        assert isinstance(group["groupName"], str)
+    assert isinstance(spec["headGroupSpec"]["template"]["spec"]["serviceAccountName"], str)

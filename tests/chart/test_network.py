@@ -1,0 +1,177 @@
+"""Who reaches which port: the policies exactly, the Service, and the budget of the head."""
+
+from typing import Any
+
+from tests.chart.conftest import Manifest, Render, find, values_files
+
+FILES = values_files()
+PODS = {"podSelector": {"matchLabels": {"ray.io/cluster": "ray"}}}
+CLIENTS = {"podSelector": {"matchLabels": {"ray-workload/client": "true"}}}
+API = {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}
+PROMETHEUS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+GATEWAY = {"from": [{"podSelector": {"matchLabels": {"app": "gateway"}}}], "ports": [{"port": 8000}]}
+OPENED = {"apiServerFrom": [API], "metricsFrom": [PROMETHEUS], "headIngress": [GATEWAY]}
+
+
+def ports(*numbers: int) -> list[Manifest]:
+    return [{"port": number} for number in numbers]
+
+
+def ingress(manifests: list[Manifest], node: str) -> list[Any]:
+    """The rules of a policy whose rest is as it must be."""
+    spec = find(manifests, "NetworkPolicy", f"ray-ray-{node}")["spec"]
+    selector = {"matchLabels": {"ray.io/cluster": "ray", "ray.io/node-type": node}}
+    assert spec == {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": spec["ingress"]}
+    rules: list[Any] = spec["ingress"]
+    return rules
+
+
+def test_closed(render: Render) -> None:
+    manifests = render()
+    assert ingress(manifests, "head") == [{"from": [PODS]}, {"from": [CLIENTS], "ports": ports(8265, 52365)}]
+    assert ingress(manifests, "worker") == [{"from": [PODS]}]
+
+
+def test_opened(render: Render) -> None:
+    manifests = render(values={"networkPolicy": OPENED})
+    assert ingress(manifests, "head") == [
+        {"from": [PODS]},
+        {"from": [CLIENTS, API], "ports": ports(8265, 52365)},
+        {"from": [PROMETHEUS], "ports": ports(8080, 44217, 44227)},
+        GATEWAY,
+    ]
+    assert ingress(manifests, "worker") == [
+        {"from": [PODS]},
+        {"from": [API], "ports": ports(52365)},
+        {"from": [PROMETHEUS], "ports": ports(8080)},
+    ]
+
+
+def test_ports_that_are_not_the_usual_ones(render: Render) -> None:
+    manifests = render(*FILES["custom-ports.yaml"], values={"networkPolicy": OPENED})
+    assert ingress(manifests, "head") == [
+        {"from": [PODS]},
+        {"from": [CLIENTS, API], "ports": ports(8266, 52367)},
+        {"from": [PROMETHEUS], "ports": ports(8081, 44217, 44227)},
+        GATEWAY,
+    ]
+    assert ingress(manifests, "worker") == [
+        {"from": [PODS]},
+        {"from": [API], "ports": ports(8503)},
+        {"from": [PROMETHEUS], "ports": ports(8081)},
+    ]
+
+
+def test_the_metrics_of_autoscaler_and_dashboard_by_name(render: Render) -> None:
+    head = {"ports": [{"name": n, "containerPort": p} for n, p in {"dashboard": 1, "as-metrics": 2}.items()]}
+    head["ports"].append({"name": "dash-metrics", "containerPort": 3, "protocol": "TCP"})
+    values = {"head": {**head, "rayStartParams": {"dashboard-port": 1}}}
+    rules = ingress(render(values={"networkPolicy": OPENED, "ray-cluster": values}), "head")
+    assert [rule.get("ports") for rule in rules[1:3]] == [ports(1, 52365), ports(8080, 2, 3)]
+
+
+def test_each_group_has_ports_of_its_own(render: Render) -> None:
+    def group(agent: object, metrics: object, **more: object) -> dict[str, object]:
+        params = {"dashboard-agent-listen-port": agent, "metrics-export-port": metrics}
+        return {"serviceAccountName": "ray-worker", "rayStartParams": params, **more}
+
+    groups = {"a": group("52366", 8090), "b": group(52365, "8090"), "c": group(1, 2, disabled=True)}
+    manifests = render(values={"networkPolicy": OPENED, "ray-cluster": {"additionalWorkerGroups": groups}})
+    rules = ingress(manifests, "worker")
+    assert sorted(port["port"] for port in rules[1]["ports"]) == [52365, 52366]
+    assert sorted(port["port"] for port in rules[2]["ports"]) == [8080, 8090]
+
+
+def test_ports_by_the_old_name_of_ray_start_params(render: Render) -> None:
+    """Upstream renders `initArgs` too."""
+    params = {"dashboard-agent-listen-port": "52366", "metrics-export-port": 8090}
+    values = {"head": {"rayStartParams": {"num-cpus": 1}, "initArgs": params}, "worker": {"initArgs": params}}
+    manifests = render(values={"networkPolicy": OPENED, "ray-cluster": values})
+    assert find(manifests, "Service", "ray-api")["spec"]["ports"][1]["targetPort"] == 52366
+    assert ingress(manifests, "head")[1]["ports"] == ports(8265, 52366)
+    assert [rule.get("ports") for rule in ingress(manifests, "worker")] == [None, ports(52366), ports(8090)]
+
+
+def test_the_values_for_kind_and_gke_admit_their_proxies(render: Render) -> None:
+    local = ingress(render(*FILES["values-local.yaml"]), "head")[1]["from"]
+    assert local == [CLIENTS, *({"ipBlock": {"cidr": cidr}} for cidr in ("172.16.0.0/12", "192.168.0.0/16"))]
+    manifests = render(*FILES["values-gke.yaml"])
+    konnectivity = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "konnectivity-agent"}},
+    }
+    collectors = [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+        for name in ("gmp-system", "gke-gmp-system")
+    ]
+    assert ingress(manifests, "head")[1:] == [
+        {"from": [CLIENTS, konnectivity], "ports": ports(8265, 52365)},
+        {"from": collectors, "ports": ports(8080, 44217, 44227)},
+    ]
+    assert ingress(manifests, "worker")[1:] == [
+        {"from": [konnectivity], "ports": ports(52365)},
+        {"from": collectors, "ports": ports(8080)},
+    ]
+
+
+def test_the_service(render: Render) -> None:
+    """Its own numbers stay; the submitter's Role names them."""
+    for file, agent in {"values.yaml": 52365, "custom-ports.yaml": 52367}.items():
+        assert find(render(*FILES[file]), "Service", "ray-api")["spec"] == {
+            "type": "ClusterIP",
+            "selector": {"ray.io/cluster": "ray", "ray.io/node-type": "head"},
+            "ports": [
+                {"name": "dashboard", "port": 8265, "targetPort": "dashboard"},
+                {"name": "agent", "port": 52365, "targetPort": agent},
+            ],
+        }
+    assert find(render(*FILES["values-local.yaml"]), "Service", "ray-api")["spec"]["ports"][0] == {
+        "name": "dashboard",
+        "port": 8265,
+        "targetPort": "dashboard",
+        "nodePort": 30265,
+    }
+    for kind in ("NodePort", "LoadBalancer"):
+        service = find(render(values={"api": {"type": kind}}), "Service", "ray-api")
+        assert (service["spec"]["type"], "nodePort" in str(service)) == (kind, False)
+
+
+def test_who_is_told_a_port_listens_there(render: Render) -> None:
+    """What `ray start` is told, and what the policies, the Service and the operator are, is the same."""
+    cluster = find(render(*FILES["custom-ports.yaml"]), "RayCluster", "ray")["spec"]
+    head = cluster["headGroupSpec"]
+    named = {p["name"]: str(p["containerPort"]) for p in head["template"]["spec"]["containers"][0]["ports"]}
+    params = {"gcs-server": "port", "dashboard": "dashboard-port", "client": "ray-client-server-port"}
+    params["metrics"] = "metrics-export-port"
+    assert {name: head["rayStartParams"][param] for name, param in params.items()} == {n: named[n] for n in params}
+    assert named.keys() == {*params, "serve", "as-metrics", "dash-metrics"}
+    usual = find(render(), "RayCluster", "ray")["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    same = {p["name"] for p in usual if named[p["name"]] == str(p["containerPort"])}
+    assert same == {"as-metrics", "dash-metrics"}
+
+
+def test_metrics_are_read_by_name(render: Render) -> None:
+    wanted = ["metrics", "as-metrics", "dash-metrics"]
+    monitor = find(render(*FILES["everything.yaml"]), "PodMonitor", "ray")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"] == {
+        "selector": {"matchLabels": {"ray.io/cluster": "ray"}},
+        "podTargetLabels": ["ray.io/cluster", "ray.io/group"],
+        "podMetricsEndpoints": [{"port": name, "interval": "15s"} for name in wanted],
+    }
+    assert find(render(*FILES["values-gke.yaml"]), "PodMonitoring", "ray")["spec"] == {
+        "selector": {"matchLabels": {"ray.io/cluster": "ray"}},
+        "targetLabels": {
+            "fromPod": [
+                {"from": "ray.io/cluster", "to": "ray_io_cluster"},
+                {"from": "ray.io/group", "to": "ray_io_group"},
+            ]
+        },
+        "endpoints": [{"port": name, "interval": "30s"} for name in wanted],
+    }
+
+
+def test_the_budget_is_a_number(render: Render) -> None:
+    spec = find(render(), "PodDisruptionBudget", "ray-head")["spec"]
+    selector = {"matchLabels": {"ray.io/cluster": "ray", "ray.io/node-type": "head"}}
+    assert spec == {"minAvailable": 1, "selector": selector} and type(spec["minAvailable"]) is int

@@ -1,0 +1,74 @@
+"""null in the values, which to Helm means `no default`: fine where there may be nothing, else refused by name."""
+
+import pytest
+
+from tests.chart.conftest import Render, RenderError, find, names, values_files
+from tests.chart.test_conditions import nest
+
+MAY_BE = [
+    "secrets",
+    "serviceAccounts.head.annotations",
+    "api.nodePort",
+    "api.annotations",
+    "submitter.subjects",
+    "networkPolicy.apiServerFrom",
+    "networkPolicy.metricsFrom",
+    "networkPolicy.headIngress",
+    "ray-cluster.additionalWorkerGroups",
+    "ray-cluster.additionalWorkerGroups.smallGroup",
+    "ray-cluster.head.rayStartParams",
+    "ray-cluster.head.nodeSelector",
+    "ray-cluster.worker.maxReplicas",
+]
+SECTIONS = "auth serviceAccounts api submitter networkPolicy podDisruptionBudget metrics rollout cleanup".split()
+MAY_NOT_BE = [
+    *SECTIONS,
+    "serviceAccounts.head",
+    "serviceAccounts.worker",
+    "metrics.podMonitor",
+    "metrics.podMonitoring",
+    "ray-cluster.image",
+    "ray-cluster.common",
+    "ray-cluster.common.containerEnv",
+    "ray-cluster.head",
+    "ray-cluster.head.containerEnv",
+    "ray-cluster.head.serviceAccountName",
+    "ray-cluster.worker",
+    "ray-cluster.worker.groupName",
+    "ray-cluster.additionalWorkerGroups.gpu",
+]
+
+
+@pytest.mark.parametrize("path", MAY_BE)
+def test_nothing_where_there_may_be_nothing(path: str, render: Render) -> None:
+    assert names(render(values=nest({path: None}))) == names(render())
+
+
+@pytest.mark.parametrize(
+    "path", ["ray-cluster.head.ports", "ray-cluster.head.rayVersion", "ray-cluster.worker.replicas"]
+)
+def test_nothing_where_something_is_needed(path: str, render: Render) -> None:
+    with pytest.raises(RenderError) as error:
+        render(values=nest({path: None}))
+    assert path in str(error.value).replace("/", ".") and "executing" not in str(error.value)
+
+
+def test_nothing_where_a_template_needs_something(render: Render) -> None:
+    unnamed = []
+    for path in MAY_NOT_BE:
+        with pytest.raises(RenderError) as error:
+            render(values=nest({path: None}))
+        key, place, said = path.rpartition(".")[2], f"/{path.replace('.', '/')}", str(error.value)
+        if f"missing property '{key}'" not in said and f"at '{place}': got null" not in said:
+            unnamed.append(path)
+    assert unnamed == []
+
+
+def test_a_group_of_the_values_for_gke_can_be_removed_or_is_refused(render: Render) -> None:
+    values = nest({"ray-cluster.additionalWorkerGroups.gpu-l4": None})
+    try:
+        cluster = find(render(*values_files()["values-gke.yaml"], values=values), "RayCluster", "ray")
+    except RenderError as error:
+        assert "at '/ray-cluster/additionalWorkerGroups/gpu-l4': got null" in str(error)
+    else:
+        assert [group["groupName"] for group in cluster["spec"]["workerGroupSpecs"]] == ["cpu"]

@@ -1,0 +1,150 @@
+"""What each values file renders to: the exact objects, in one namespace, labelled, and known to upstream's CRD."""
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from tests.chart.conftest import CHART, LOADER, Manifest, Render, find, names, values_files
+
+FILES = values_files()
+ROLES = {f"{kind}-{what}-role" for kind in ("raycronjob", "rayjob", "rayservice") for what in ("editor", "viewer")}
+OPERATOR = {
+    ("Deployment", "kuberay-operator"),
+    ("Service", "kuberay-operator"),
+    ("ServiceAccount", "kuberay-operator"),
+    ("Role", "kuberay-operator-leader-election"),
+    ("RoleBinding", "kuberay-operator-leader-election"),
+}
+OF_THE_CLUSTER = {("ClusterRole", "kuberay-operator"), ("ClusterRoleBinding", "kuberay-operator")} | {
+    ("ClusterRole", role) for role in ROLES
+}
+OF_A_NAMESPACE = {("Role", "kuberay-operator"), ("RoleBinding", "kuberay-operator")}
+RAY = {
+    ("RayCluster", "ray"),
+    ("Service", "ray-api"),
+    ("Role", "ray-submitter"),
+    ("Pod", "ray-test"),
+}
+SECURED = {
+    ("Secret", "ray-auth-token"),
+    ("ServiceAccount", "ray-head"),
+    ("ServiceAccount", "ray-worker"),
+    ("NetworkPolicy", "ray-ray-head"),
+    ("NetworkPolicy", "ray-ray-worker"),
+    ("PodDisruptionBudget", "ray-head"),
+}
+CLEANUP = {(kind, "ray-cleanup") for kind in ("ServiceAccount", "Role", "RoleBinding", "Job")}
+ROLLOUT = {(kind, "ray-rollout") for kind in ("ServiceAccount", "Role", "RoleBinding", "Job")}
+USUAL = OPERATOR | OF_THE_CLUSTER | RAY | SECURED | CLEANUP
+OBJECTS = {
+    "values.yaml": USUAL,
+    "values-local.yaml": USUAL - OF_THE_CLUSTER | OF_A_NAMESPACE,
+    "values-gke.yaml": USUAL | {("PodMonitoring", "ray")},
+    "custom-ports.yaml": USUAL,
+    "fault-tolerance.yaml": USUAL,
+    "everything.yaml": RAY
+    | ROLLOUT
+    | {("Secret", "cloudvolume"), ("RoleBinding", "ray-submitter"), ("PodMonitor", "ray")},
+}
+HOOKS = {"cleanup": "pre-delete", "rollout": "post-install,post-upgrade", "test": "test"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_objects_are_exactly_these(file: str, helm: Path, render: Render) -> None:
+    found = names(render(*FILES[file], helm=helm))
+    assert found == sorted(OBJECTS[file])
+
+
+def test_each_file_is_known_and_says_why_it_is_there() -> None:
+    assert OBJECTS.keys() == FILES.keys()
+    for paths in FILES.values():
+        for path in paths:
+            assert path.read_text().startswith("# "), path
+
+
+def of_ours(manifests: list[Manifest]) -> list[Manifest]:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    mine = f"{chart['name']}-{chart['version']}"
+    return [m for m in manifests if m["metadata"]["labels"]["helm.sh/chart"] == mine]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_namespace_labels_and_hooks(file: str, render: Render) -> None:
+    manifests = render(*FILES[file], release="my-ray", namespace="theirs")
+    everywhere = {m["kind"] for m in manifests if "namespace" not in m["metadata"]}
+    assert everywhere <= {"ClusterRole", "ClusterRoleBinding"}
+    assert {m["metadata"].get("namespace") for m in manifests} - {None} == {"theirs"}
+    ours = of_ours(manifests)
+    assert {m["kind"] for m in ours} == {kind for kind, _ in OBJECTS[file] & of_this_chart()}
+    labels = {"name": "ray-workload", "instance": "my-ray", "version": "1.7.0", "managed-by": "Helm"}
+    for manifest in ours:
+        name, metadata = manifest["metadata"]["name"], manifest["metadata"]
+        assert metadata["labels"].items() >= {f"app.kubernetes.io/{k}": v for k, v in labels.items()}.items(), name
+        annotations = {k: v for k, v in metadata.get("annotations", {}).items() if k.startswith("helm.sh/")}
+        hook = HOOKS.get(name.rpartition("-")[2])
+        expected: dict[str, object] = {
+            "helm.sh/hook": hook,
+            "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
+        }
+        if hook in (HOOKS["cleanup"], HOOKS["rollout"]):  # what a Job needs is there before it
+            expected["helm.sh/hook-weight"] = "1" if manifest["kind"] == "Job" else "0"
+        assert annotations == (expected if hook else {}), name
+
+
+def of_this_chart() -> set[tuple[str, str]]:
+    return set().union(*OBJECTS.values()) - OPERATOR - OF_THE_CLUSTER - OF_A_NAMESPACE - {("RayCluster", "ray")}
+
+
+@pytest.fixture(scope="module")
+def crd(unpacked: Path) -> Any:
+    """The schema of a RayCluster, but what it does not know is refused and not dropped, as the API server does."""
+    text = (unpacked / "kuberay-operator" / "crds" / "ray.io_rayclusters.yaml").read_text()
+    (schema,) = [
+        v["schema"]["openAPIV3Schema"] for v in yaml.load(text, LOADER)["spec"]["versions"] if v["name"] == "v1"
+    ]
+    spec: Manifest = {"type": "object", "properties": {"spec": schema["properties"]["spec"]}}
+    close(spec)
+    spec["additionalProperties"] = True
+    return jsonschema.Draft7Validator(spec)
+
+
+def close(schema: Any) -> None:
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        close(inner)
+    if isinstance(schema, dict) and isinstance(schema.get("properties"), dict):
+        schema.setdefault("additionalProperties", bool(schema.get("x-kubernetes-preserve-unknown-fields")))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_cluster_is_what_the_crd_knows(file: str, render: Render, crd: Any) -> None:
+    cluster = find(render(*FILES[file]), "RayCluster", "ray")
+    assert [error.message for error in crd.iter_errors(cluster)] == []
+    for part in (cluster["spec"]["autoscalerOptions"], cluster["spec"]["headGroupSpec"]["template"]["spec"]):
+        part["misspelled"] = 1
+    assert len([e for e in crd.iter_errors(cluster) if "'misspelled' was unexpected" in e.message]) == 2
+
+
+def test_fault_tolerance_is_as_given(render: Render) -> None:
+    cluster = find(render(*FILES["fault-tolerance.yaml"]), "RayCluster", "ray")
+    assert cluster["spec"]["gcsFaultToleranceOptions"] == {"redisAddress": "redis:6379"}
+    assert "gcsFaultToleranceOptions" not in find(render(), "RayCluster", "ray")["spec"]
+
+
+def leaves(values: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {path: values}
+    return {k: v for key, inner in values.items() for k, v in leaves(inner, f"{path}.{key}".lstrip(".")).items()}
+
+
+def test_everything_gives_each_key_and_turns_each_switch() -> None:
+    own = {path: value for path, value in leaves(yaml.safe_load((CHART / "values.yaml").read_text())).items()}
+    own = {path: value for path, value in own.items() if not path.startswith(("kuberay-operator.", "ray-cluster."))}
+    given = leaves(yaml.safe_load(FILES["everything.yaml"][0].read_text()))
+    assert [path for path in own if not any(f"{key}.".startswith(f"{path}.") for key in given)] == []
+    same = {path for path, value in own.items() if value == given.get(path)}
+    # With the other one of their pair these are refused.
+    assert same == {"auth.token", "metrics.podMonitoring.enabled"}
+    assert (given["kuberay-operator.enabled"], given["ray-cluster.head.enableInTreeAutoscaling"]) == (False, True)

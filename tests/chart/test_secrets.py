@@ -1,0 +1,229 @@
+"""The token and the declared secrets: where they come from, who gets them, and that they are in Secrets only."""
+
+import base64
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chart.conftest import CHART, Manifest, Render, RenderError, as_yaml, at_hand, find, names, values_files
+
+PLANTED = "planted-3d51c2"
+TOKEN = PLANTED + "'\"{{.Values}}\\$(X)#:&<>`%s!"
+CONTENTS = {
+    "quotes.json": PLANTED + ' "double" \'single\' `back` \\ {"a": ["b"]}',
+    "lines": PLANTED + "\nsecond: line\r\n---\n\tthird # no comment\n\n",
+    "unicode": PLANTED + " žluťoučký 机密 🔑 \u2028 \x7f",
+    "template": PLANTED + "{{ fail .Values.auth.token }}{{ end }} $(TOKEN) ${TOKEN}",
+    "large": PLANTED + "0123456789abcdef" * 6250,
+    "blanks": f"   {PLANTED}   ",
+    "a-number": "12345",
+}
+
+
+def pods(cluster: Manifest) -> dict[str, Any]:
+    """The pod of the head and that of each group."""
+    groups = {group["groupName"]: group["template"]["spec"] for group in cluster["spec"]["workerGroupSpecs"]}
+    return {"head": cluster["spec"]["headGroupSpec"]["template"]["spec"], **groups}
+
+
+def mounting(**secrets: str) -> dict[str, Any]:
+    """Head, workers and one more group with these Secrets: name of the volume -> that of the Secret."""
+    volumes = [{"name": v, "secret": {"secretName": s, "defaultMode": 0o440}} for v, s in secrets.items()]
+    mounts = [{"name": v, "mountPath": f"/home/ray/{v}", "readOnly": True} for v in secrets]
+    pod = {"volumes": volumes, "volumeMounts": mounts}
+    group = {**pod, "serviceAccountName": "ray-worker"}
+    return {"head": pod, "worker": pod, "additionalWorkerGroups": {"gpu": group, "large": group}}
+
+
+def decoded(secret: Manifest) -> dict[str, str]:
+    return {key: base64.b64decode(value, validate=True).decode() for key, value in secret["data"].items()}
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every key and value in it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+    else:
+        yield str(value)
+
+
+def shows(text: str) -> bool:
+    """Whether the planted word is in it, or is in its base64 behind any number of other bytes."""
+    middles = [base64.b64encode(b"x" * shift + PLANTED.encode())[4:-4].decode() for shift in range(3)]
+    return any(word in text for word in (PLANTED, *middles))
+
+
+def everything_planted() -> dict[str, Any]:
+    values = {"auth": {"token": TOKEN}, "secrets": {"theirs": {"data": CONTENTS}}, "rollout": {"enabled": True}}
+    values["submitter"] = {"subjects": [{"kind": "Group", "name": "all"}], "podProxy": True}
+    values["metrics"] = {"podMonitor": {"enabled": True}}
+    values["kuberay-operator"] = {"configuration": {"enabled": True}}
+    return {**values, "ray-cluster": mounting(theirs="theirs")}
+
+
+def test_a_given_token(render: Render, helm: Path) -> None:
+    for token in ("simple", TOKEN, "x" * 10_000, "0", "null", "true"):
+        secret = find(render(values={"auth": {"token": token}}, helm=helm), "Secret", "ray-auth-token")
+        assert (decoded(secret), secret["type"]) == ({"auth_token": token}, "Opaque")
+
+
+def test_a_random_token_is_another_each_time(render: Render, helm: Path) -> None:
+    def token(*args: str) -> str:
+        (value,) = decoded(find(render(helm=helm, args=args), "Secret", "ray-auth-token")).values()
+        return value
+
+    tokens = {token(), token("--skip-crds"), token("--skip-tests")}  # what would be the same render is done once
+    assert len(tokens) == 3 and all(len(token) == 43 and token.isalnum() for token in tokens)
+
+
+def test_an_existing_token(render: Render) -> None:
+    reference = {"secretKeyRef": {"name": "of-mine", "key": "auth_token"}}
+    env = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": reference}]
+    values = {"auth": {"existingSecret": "of-mine"}, "ray-cluster": {"common": {"containerEnv": env}}}
+    manifests = render(values=values)
+    assert "Secret" not in {m["kind"] for m in manifests}
+    assert "ray-auth-token" not in json.dumps([m for m in manifests if m["kind"] != "RayCluster"])
+    assert set(manifests_using(manifests, "of-mine")) == {"Pod ray-test", "RayCluster ray", "Role ray-submitter"}
+
+
+def manifests_using(manifests: list[Manifest], word: str) -> list[str]:
+    return [f"{m['kind']} {m['metadata']['name']}" for m in manifests if word in set(strings(m))]
+
+
+def test_without_authentication_there_is_no_token(render: Render) -> None:
+    values = {"auth": {"enabled": False, "token": TOKEN}, "ray-cluster": {"common": {"containerEnv": []}}}
+    manifests = render(values=values)
+    assert "Secret" not in {m["kind"] for m in manifests}
+    assert not any(shows(text) for text in strings(manifests))
+
+
+def test_who_has_the_token(render: Render) -> None:
+    """Each Ray container, the autoscaler, the test's pod and the submitter; no hook, and not the operator."""
+    manifests = render(values={"rollout": {"enabled": True}})
+    assert set(manifests_using(manifests, "ray-auth-token")) == {
+        "Secret ray-auth-token",
+        "RayCluster ray",
+        "Role ray-submitter",
+        "Pod ray-test",
+    }
+    cluster = find(manifests, "RayCluster", "ray")
+    lists = [pod["containers"][0]["env"] for pod in pods(cluster).values()]
+    for env in [*lists, cluster["spec"]["autoscalerOptions"]["env"]]:
+        given = {variable["name"]: variable for variable in env}
+        reference = {"secretKeyRef": {"name": "ray-auth-token", "key": "auth_token"}}
+        assert given["RAY_AUTH_TOKEN"] == {"name": "RAY_AUTH_TOKEN", "valueFrom": reference}
+        assert given["RAY_AUTH_MODE"]["value"] == "token"
+
+
+def test_secrets_from_values(render: Render, helm: Path) -> None:
+    manifests = render(values=everything_planted(), helm=helm)
+    secret = find(manifests, "Secret", "theirs")
+    assert (decoded(secret), secret["type"]) == (CONTENTS, "Opaque")
+
+
+def test_secrets_from_files(render: Render, helm: Path, tmp_path: Path) -> None:
+    """As values.yaml shows it."""
+    shown = "--set-file 'secrets.cloudvolume.data.google-secret\\.json=FILE'"
+    assert shown in (CHART / "values.yaml").read_text()
+    key = shown.split("'")[1].removesuffix("FILE")
+    for name, content in CONTENTS.items():
+        file = tmp_path / name
+        file.write_bytes(content.encode())
+        args = ["--set-file", f"{key}{file}"]
+        manifests = render(values={"ray-cluster": mounting(cloudvolume="cloudvolume")}, helm=helm, args=args)
+        assert decoded(find(manifests, "Secret", "cloudvolume")) == {"google-secret.json": content}
+
+
+def test_existing_secrets(render: Render) -> None:
+    secrets = {"wandb": {"existingSecret": "of-the-team"}, "own": {"data": {"key": "value"}}}
+    manifests = render(values={"secrets": secrets, "ray-cluster": mounting(wandb="of-the-team", own="own")})
+    assert [name for kind, name in names(manifests) if kind == "Secret"] == ["own", "ray-auth-token"]
+    assert manifests_using(manifests, "of-the-team") == ["RayCluster ray"]
+
+
+def test_secrets_are_mounted_in_every_ray_pod(render: Render) -> None:
+    for name, files in values_files().items():
+        manifests = render(*files)
+        mine = {"cloudvolume": "cloudvolume", "wandb": "wandb-of-the-team"} if name == "everything.yaml" else {}
+        for pod in pods(find(manifests, "RayCluster", "ray")).values():
+            volumes = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+            mounts = {m["name"]: m.get("readOnly") for m in pod["containers"][0]["volumeMounts"]}
+            assert volumes == mine and all(mounts[volume] for volume in mine)
+    values = {"secrets": {"s": {"data": {"key": "value"}}}, "ray-cluster": mounting(s="s")}
+    found = pods(find(render(values=values), "RayCluster", "ray"))
+    assert list(found) == ["head", "workergroup", "gpu", "large"]
+    for pod in found.values():
+        assert pod["volumes"] == [{"name": "s", "secret": {"secretName": "s", "defaultMode": 0o440}}]
+        mount = {"name": "s", "mountPath": "/home/ray/s", "readOnly": True}
+        assert pod["containers"][0]["volumeMounts"] == [mount]
+
+
+@pytest.mark.parametrize("part", ["volumes", "volumeMounts"])
+@pytest.mark.parametrize("where", ["head", "worker", "additionalWorkerGroups.gpu"])
+def test_a_secret_that_is_mounted_but_once_less_is_refused(part: str, where: str, render: Render) -> None:
+    cluster = json.loads(json.dumps(mounting(s="s")))  # without aliases
+    pod = cluster
+    for key in where.split("."):
+        pod = pod[key]
+    pod[part] = []
+    with pytest.raises(RenderError, match=rf"\n  - secrets\.s is not mounted: .* to ray-cluster\.{where}\.{part}") as e:
+        render(values={"secrets": {"s": {"data": {"key": PLANTED}}}, "ray-cluster": cluster})
+    assert "1 mistake(s)" in str(e.value) and not shows(str(e.value))
+
+
+def test_the_values_are_in_secrets_only(render: Render, helm: Path) -> None:
+    manifests = render(values=everything_planted(), helm=helm)
+    showing = [m for m in manifests if any(shows(text) for text in strings(m))]
+    assert names(showing) == [("Secret", "ray-auth-token"), ("Secret", "theirs")]
+    for secret in showing:
+        assert not any(PLANTED in text for text in strings(secret))
+        assert not any(shows(text) for text in strings({k: v for k, v in secret.items() if k != "data"}))
+
+
+def test_the_values_are_not_in_the_notes(helm: Path, render: Render, editable: Path) -> None:
+    """What `helm install` would print; only Helm 4 does so without a cluster."""
+    values = everything_planted()
+    notes = find(render(values=values, helm=helm, chart=editable), "ConfigMap", "notes")["data"]["text"]
+    assert "RayCluster ray/ray is starting" in notes and not shows(notes)
+    if not next(version for version, path in at_hand().items() if path == helm).startswith("v3"):
+        command = [str(helm), "install", "ray", str(CHART), "--namespace=ray", "--values=-", "--dry-run=client"]
+        given = as_yaml(values)
+        said = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert said.partition("\nNOTES:\n")[2].strip() == notes.strip()
+
+
+def test_a_token_from_a_file(render: Render, tmp_path: Path) -> None:
+    """The newline at its end is none of it; a wrong one is not shown."""
+
+    def rendered(name: str, content: str) -> list[Manifest]:
+        (tmp_path / name).write_text(content)
+        return render(args=["--set-file", f"auth.token={tmp_path / name}"])
+
+    assert decoded(find(rendered("right", f"{TOKEN}\n"), "Secret", "ray-auth-token")) == {"auth_token": TOKEN}
+    wrong = {"a blank": f"{PLANTED} x", "lines": f"{PLANTED}\n{PLANTED}\n", "unicode": f"{PLANTED}\u00e9"}
+    for name, content in wrong.items():
+        with pytest.raises(RenderError, match=r"auth\.token may hold") as error:
+            rendered(name, content)
+        assert not shows(str(error.value))
+
+
+def test_a_token_among_the_variables_is_not_in_the_error(render: Render) -> None:
+    env = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "value": TOKEN}]
+    with pytest.raises(RenderError, match="ray-cluster.common.containerEnv holds the token itself") as error:
+        render(values={"ray-cluster": {"common": {"containerEnv": env}}})
+    assert not shows(str(error.value))
+
+
+def test_names_and_keys_that_yaml_reads_as_something_else(render: Render) -> None:
+    data = {key: "content" for key in ("123", "0755", "1.10", "1e3", "true", "null", "-", "---", ".a", "2026-01-01")}
+    manifests = render(values={"secrets": {"123": {"data": data}}, "ray-cluster": mounting(s="123")})
+    assert decoded(find(manifests, "Secret", "123")) == data
