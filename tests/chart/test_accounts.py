@@ -149,7 +149,6 @@ def test_a_subject_of_any_name(render: Render) -> None:
     assert [subject["name"] for subject in subjects] == names
 
 
-@pytest.mark.xfail(reason="templates/access/submitter-binding.yaml does not quote namespaces", strict=True)
 def test_a_subject_of_any_namespace(render: Render) -> None:
     subject = {"kind": "ServiceAccount", "name": "runner", "namespace": "123"}
     assert find(render(values={"submitter": {"subjects": [subject]}}), "RoleBinding", "ray-submitter")["subjects"] == [

@@ -164,6 +164,9 @@ def surviving(case: Case, outcome: Outcome, chart: Path) -> Iterator[str]:
     """What does not change although the condition is no more."""
     file = "_notes.tpl" if case.where == "NOTES.txt" else case.where
     with tempfile.TemporaryDirectory() as folder:
+        if case.condition not in conditions((chart / "templates" / file).read_text()):
+            yield f"{case}: is no more"
+            return
         for side in (False, True):
             copy = Path(folder, str(side))
             shutil.copytree(chart, copy)

@@ -9,7 +9,7 @@ FILES = CHART / "files"
 CUSTOM = {
     "imagePullSecrets": [{"name": "registry"}],
     "head.image": {"repository": "mine/ray", "tag": "2.60.0-mine", "pullPolicy": "Always"},
-    "head.nodeSelector": {"pool": "heads"},
+    "head.nodeSelector": {"cloud.google.com/pool": "true"},
     "head.tolerations": [{"key": "heads", "operator": "Exists"}],
 }
 
@@ -59,8 +59,12 @@ def test_they_run_where_the_head_would(render: Render) -> None:
         for key in ("image", "imagePullPolicy", "securityContext"):
             assert container[key] == head["containers"][0][key]
         assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys() == {"cpu", "memory"}
-        assert not {"imagePullSecrets", "nodeSelector", "tolerations"} & before.keys()
-        for key in ("imagePullSecrets", "head.nodeSelector", "head.tolerations"):
-            assert after[key.removeprefix("head.")] == CUSTOM[key]
+        assert not {"imagePullSecrets", "affinity", "tolerations"} & before.keys()
+        assert after["imagePullSecrets"] == CUSTOM["imagePullSecrets"]
+        assert after["tolerations"] == CUSTOM["head.tolerations"]
+        # Only rather: where the head's node is gone an uninstall must not wait for one.
+        there = {"matchExpressions": [{"key": "cloud.google.com/pool", "operator": "In", "values": ["true"]}]}
+        rather = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}
+        assert (after["affinity"], "nodeSelector" in after) == ({"nodeAffinity": rather}, False)
         (container,) = after["containers"]
         assert (container["image"], container["imagePullPolicy"]) == ("mine/ray:2.60.0-mine", "Always")

@@ -183,7 +183,6 @@ def test_a_wrong_value_is_never_half_the_chart_off(render: Render) -> None:
         assert complaints(render, {f"{switch}.enabled": False, f"{switch}.typo": 1}).keys() == {f"/{switch}"}
 
 
-@pytest.mark.xfail(reason="an operator that is off has no values of upstream's, and the schema wants them", strict=True)
 def test_a_part_of_what_is_off_is_no_mistake(render: Render) -> None:
     """Helm adds upstream's defaults only to what is on; an image's tag alone is right where the operator is on."""
     for enabled in (True, False):

@@ -35,6 +35,21 @@ def check(what: str, found: object, wanted: object) -> None:
         raise SystemExit(f"{what}: {found}, and not {wanted}")
 
 
+def reached() -> bool:
+    """Whether anything answers."""
+    try:
+        call("GET", "/api/version")
+    except OSError as error:
+        print(f"{URL}: {error}")
+        return False
+    return True
+
+
+# A NetworkPolicy admits a new pod only once its controller has seen the pod's address.
+end = time.monotonic() + 30
+while not reached() and time.monotonic() < end:
+    time.sleep(0.5)
+
 if TOKEN:
     check("without the token", call("GET", "/api/jobs/", token=None)[0], 401)
     check("with a wrong one", call("GET", "/api/jobs/", token="wrong")[0], 403)

@@ -9,8 +9,16 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $cluster.head.nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
+# Rather there, but anywhere where there is no such node: an uninstall must not wait for one.
+affinity:
+  nodeAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        preference:
+          matchExpressions:
+            {{- range $key, $value := . }}
+            - {key: {{ $key }}, operator: In, values: [{{ $value | quote }}]}
+            {{- end }}
 {{- end }}
 {{- with $cluster.head.tolerations }}
 tolerations:

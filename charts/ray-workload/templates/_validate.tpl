@@ -32,7 +32,7 @@
 
 {{/* Not empty where YAML takes a name for something else: upstream's charts do not quote theirs. */}}
 {{- define "ray-workload.misread" -}}
-{{ regexFind "^([0-9][0-9._]*(e[0-9]+)?|0[xo][0-9a-f]+|true|false|yes|no|on|off|null|y|n)$" . }}
+{{ regexFind "^([0-9][0-9._]*(e[-+]?[0-9]+)?|0[xob][0-9a-f_]+|true|false|yes|no|on|off|null|y|n)$" . }}
 {{- end -}}
 
 {{/* Where a worker group stands in the values. Takes (list $ NAME). */}}
@@ -53,7 +53,7 @@
 {{- else if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $cluster) -}}
   {{- $found = append $found (printf "the cluster's name %s must begin with a letter and hold a-z, 0-9 and - only: set ray-cluster.fullnameOverride" $cluster) -}}
 {{- end -}}
-{{- range $what, $name := dict "release" .Release.Name "namespace" .Release.Namespace "cluster" $cluster "account of the head" .Values.serviceAccounts.head.name "account of the workers" .Values.serviceAccounts.worker.name -}}
+{{- range $what, $name := dict "release" .Release.Name "namespace" .Release.Namespace "cluster" $cluster "account of the head" .Values.serviceAccounts.head.name "account of the head pod" $head.serviceAccountName "account of the workers" .Values.serviceAccounts.worker.name -}}
   {{- if include "ray-workload.misread" $name -}}
     {{- $found = append $found (printf "the name of the %s, %s, reads as a number or a word of YAML: choose another" $what $name) -}}
   {{- end -}}
