@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from client import __version__
+from client.cluster_command import down, up
+from client.doctor_command import doctor
 from client.errors import ClientError, Detached, TimedOut
 from client.options import address_option, choose, output_option
+from client.pod_command import dashboard, exec_command
 from client.submit_command import submit
 
 if TYPE_CHECKING:
@@ -40,6 +43,11 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 cli.add_command(submit)
+cli.add_command(up)
+cli.add_command(down)
+cli.add_command(dashboard)
+cli.add_command(doctor)
+cli.add_command(exec_command)
 
 
 def _jobs(stack: ExitStack, address: str | None) -> "RayJobs":
@@ -146,28 +154,6 @@ def stop(address: str | None, grace: float, as_json: bool, submission_id: str) -
     if as_json:
         output.print_json(output.job_data(job))
     output.note(f"job {submission_id} {'was stopped' if job.status == 'STOPPED' else f'had ended: {job.status}'}")
-
-
-@cli.command()
-@click.argument("target", type=click.Choice(["embedded"]))
-def up(target: str) -> None:
-    """Start a Ray on this machine and keep it, so that the next submit is warm."""
-    from client import output
-    from client.targets import embedded
-
-    output.note(
-        f"{target} Ray {'is up' if embedded.up() else 'was up already'}: `submit` uses it until `down {target}`"
-    )
-
-
-@cli.command()
-@click.argument("target", type=click.Choice(["embedded"]))
-def down(target: str) -> None:
-    """End the Ray that `up` keeps, with its jobs, and nothing else."""
-    from client import output
-    from client.targets import embedded
-
-    output.note(f"{target} Ray {'is down' if embedded.down() else 'was not up'}")
 
 
 def _fail(state: dict[str, Any], line: str, code: int) -> int:

@@ -3,32 +3,37 @@
 import os
 import ssl
 import time
+import warnings
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 from client.targets.endpoint import Endpoint
 
 _TIMEOUT = (5.0, 10.0)  # seconds to connect, and between two bytes of an answer
 _PAUSES = (0.1, 0.4)  # seconds before the second and the third try
+_FORBIDDEN = "not allowed:"
 _LOOPBACK = ("127.", "localhost", "::1")
 
 
-def _session(endpoint: Endpoint) -> requests.Session:
+def session(endpoint: Endpoint) -> requests.Session:
     """A session that takes nothing from the environment unseen: a .netrc would replace the token."""
-    session = requests.Session()
-    session.trust_env = False
-    session.headers.update(endpoint.headers)
-    session.auth = endpoint.auth
-    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    http = requests.Session()
+    http.trust_env = False
+    http.headers.update(endpoint.headers)
+    http.auth = endpoint.auth
+    http.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     if endpoint.tls:
-        session.mount("https://", _Pinned(endpoint.tls))
+        http.mount("https://", _Pinned(endpoint.tls))
+        if endpoint.tls.verify_mode == ssl.CERT_NONE:  # urllib3 would turn it on again, in the context itself
+            http.verify = False
+            warnings.simplefilter("ignore", InsecureRequestWarning)
     if not (urlsplit(endpoint.url).hostname or "").startswith(_LOOPBACK):
-        session.proxies.update(requests.utils.get_environ_proxies(endpoint.url))
-    return session
+        http.proxies.update(requests.utils.get_environ_proxies(endpoint.url))
+    return http
 
 
 class _Pinned(requests.adapters.HTTPAdapter):
@@ -44,6 +49,10 @@ class _Pinned(requests.adapters.HTTPAdapter):
 
     def cert_verify(self, *_: Any) -> None:
         """Leave the context as it is: `requests` would add the public CAs to it."""
+
+
+class Forbidden(NotAuthorised):
+    """The API server does not allow this login to do that; nothing was asked of Ray."""
 
 
 class NotFound(Unreachable):
@@ -64,7 +73,7 @@ class Transport:
             endpoint: where to.
         """
         self.endpoint = endpoint
-        self._http = _session(endpoint)
+        self._http = session(endpoint)
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """Send one request; a GET that was cut off is sent again.
@@ -106,7 +115,8 @@ class Transport:
             there = "{0.scheme}://{0.netloc}".format(urlsplit(urljoin(url, response.headers["location"])))
             raise Unreachable(f"{self.endpoint.url} redirects to {there}: log in there first, or give that address")
         if response.status_code in (401, 403):
-            raise NotAuthorised(_refusal(response, bool(self.endpoint.headers)))
+            refusal = _refusal(response, bool(self.endpoint.headers))
+            raise (Forbidden if refusal.startswith(_FORBIDDEN) else NotAuthorised)(refusal)
         if response.status_code >= 400 and (said := _api_server_says(response)):
             kind = NotFound if response.status_code == 404 else Unreachable
             raise kind(f"the API server answers {response.status_code}: {said}")
@@ -143,7 +153,7 @@ def _refusal(response: requests.Response, had_token: bool) -> str:
     if said := _api_server_says(response):
         if response.status_code == 401:
             return f"{urlsplit(response.url).netloc} does not take the kubeconfig's login: log in again"
-        return f"not allowed: {said} (the chart's Role for submitters allows what submit needs)"
+        return f"{_FORBIDDEN} {said} (the chart's Role for submitters allows what submit needs)"
     if not response.text.startswith(("Unauthorized:", "Forbidden:")):
         host = urlsplit(response.url).netloc
         return f"{host} answers {response.status_code}, and it is not Ray that does: log in there first"

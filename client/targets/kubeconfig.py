@@ -95,6 +95,11 @@ def _files() -> list[Path]:
     return [path for part in named.split(os.pathsep) if part and (path := Path(part)).is_file()]
 
 
+def source() -> str:
+    """The files of the kubeconfig, for a line that says so."""
+    return os.pathsep.join(map(str, _files()))
+
+
 def login(context: str | None) -> Login:
     """Log in.
 
@@ -125,11 +130,11 @@ def login(context: str | None) -> Login:
         kube_config.load_kube_config(path, active["name"], configuration, persist_config=False)
         tls = _tls(configuration)
     except ConfigException as error:
-        raise UsageError(f"the kubeconfig cannot be used: {error}") from error
+        raise UsageError(f"the kubeconfig cannot be used ({error}): mend it, or name another in KUBECONFIG") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"the certificates of the kubeconfig cannot be used: {error}") from error
+        raise UsageError(f"the kubeconfig's certificates cannot be used ({error}): log in again") from error
     except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
-        raise UsageError(f"{path} is no kubeconfig") from error
+        raise UsageError(f"{path} is no kubeconfig: name another in KUBECONFIG") from error
     finally:
         root.removeHandler(said)
         kube_config._cleanup_temp_files()  # the key was written there to be read once

@@ -48,12 +48,12 @@ def closed() -> str:
 )
 def test_parts_of_an_address(address: str, parts: tuple[str | None, ...]) -> None:
     assert resolve(address).value == address
-    assert kubernetes._parts(address) == parts
+    assert kubernetes.parts(address) == parts
 
 
 def test_too_many_parts() -> None:
     with pytest.raises(UsageError, match="%2F"):
-        kubernetes._parts("kubernetes://a/b/c/d")
+        kubernetes.parts("kubernetes://a/b/c/d")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,219 @@
+"""A RayCluster as the API server shows it: found, its token read, its pods, its Service, and why it is not ready.
+
+Names and labels are those of KubeRay 1.7 (ray-operator/controllers/ray/utils/constant.go) and of the chart: the Service
+CLUSTER-api, with the ports `dashboard` and `agent`, is preferred to the operator's.
+"""
+
+import base64
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from client.errors import ClientError, NotAuthorised, TimedOut, Unreachable, UsageError
+from client.targets import kubeconfig
+from client.targets.endpoint import Endpoint
+from client.transport import NotFound, Transport
+
+_POLL_SECONDS = 0.5
+DASHBOARD, AGENT = 8265, 52365
+RAY = "/apis/ray.io/v1"
+Object = dict[str, Any]
+
+
+class Api:
+    """What the client reads of the API server."""
+
+    def __init__(self, login: kubeconfig.Login) -> None:
+        self.login = login
+        at = f"context {login.context}" if login.context else "this pod's account"
+        self._transport = Transport(Endpoint(at, login.url, lambda _: None, tls=login.tls, auth=login.auth))
+
+    def get(self, path: str, **options: Any) -> Object | None:
+        """One object or list, or None where there is none."""
+        try:
+            found: Object = self._transport.request("GET", path, **options).json()
+        except NotFound:
+            return None
+        return found
+
+    def post(self, path: str, body: Object) -> Object:
+        """Ask the server what it answers to an object: a review."""
+        answer: Object = self._transport.request("POST", path, json=body).json()
+        return answer
+
+    def list(self, path: str) -> list[Object]:
+        """The items of a list."""
+        items: list[Object] = (self.get(path) or {}).get("items", [])
+        return items
+
+
+def clusters(api: Api, namespace: str | None) -> list[Object]:
+    """The RayClusters of a namespace, or of all that the login may see."""
+    try:
+        return api.list(f"{RAY}/namespaces/{namespace}/rayclusters" if namespace else f"{RAY}/rayclusters")
+    except NotAuthorised:
+        if namespace:
+            raise
+        return api.list(f"{RAY}/namespaces/{api.login.namespace}/rayclusters")
+
+
+def find(api: Api, namespace: str | None, name: str | None) -> Object:
+    """The one RayCluster that an address means."""
+    where = f"namespace {namespace}" if namespace else "any namespace"
+    where += f" of context {api.login.context}" if api.login.context else ""
+    found = [c for c in clusters(api, namespace) if name in (None, c["metadata"]["name"])]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        known = ", ".join(sorted(f"kubernetes://{api.login.context or ''}/{path(c)}" for c in found))
+        raise UsageError(f"{len(found)} RayClusters in {where}: give one of them as the address: {known}")
+    if api.get(RAY) is None:
+        raise Unreachable(f"{api.login.url} knows no RayCluster: install the chart there first (`helm install`)")
+    raise Unreachable(
+        f"no RayCluster {f'{name} ' if name else ''}in {where}: install the chart, or give another address"
+    )
+
+
+def path(cluster: Object) -> str:
+    """Namespace and name."""
+    return f"{cluster['metadata']['namespace']}/{cluster['metadata']['name']}"
+
+
+def token_ref(cluster: Object) -> tuple[str, str] | None:
+    """The Secret and key that the head's RAY_AUTH_TOKEN names, or that the cluster's own authOptions mean."""
+    spec, metadata = cluster["spec"], cluster["metadata"]
+    environment = spec["headGroupSpec"]["template"]["spec"]["containers"][0].get("env", ())
+    refs = [v.get("valueFrom", {}).get("secretKeyRef") for v in environment if v["name"] == "RAY_AUTH_TOKEN"]
+    if ref := next(filter(None, refs), None):
+        return ref["name"], ref["key"]
+    options = spec.get("authOptions") or {}
+    return (options.get("secretName") or metadata["name"], "auth_token") if options.get("mode") == "token" else None
+
+
+def token(api: Api, cluster: Object) -> str | None:
+    """The token that the cluster asks for, if it does."""
+    if not (ref := token_ref(cluster)):
+        return None
+    name, key = ref
+    secret = api.get(f"/api/v1/namespaces/{cluster['metadata']['namespace']}/secrets/{name}")
+    if not secret or key not in secret.get("data", {}):
+        raise Unreachable(
+            f"the Secret {name} with the token of RayCluster {path(cluster)} is not there: upgrade or install the chart"
+        )
+    return base64.b64decode(secret["data"][key]).decode().strip()
+
+
+class Cluster:
+    """A RayCluster as seen through the API server."""
+
+    def __init__(self, api: Api, cluster: Object) -> None:
+        self.api = api
+        self.namespace, self.name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
+        self.core = f"/api/v1/namespaces/{self.namespace}"
+        self._agents: dict[str, str | None] = {}
+
+    @cached_property
+    def service(self) -> str:
+        """The Service to use; upstream's where the login may not look for the chart's."""
+        try:
+            own = self.api.get(f"{self.core}/services/{self.name}-api")
+        except NotAuthorised:
+            own = None
+        return f"{self.name}-api" if own else f"{self.name}-head-svc"
+
+    def url(self, port: int) -> str:
+        """A port of the Service, as the submitter Role spells it."""
+        if self.api.login.context is None:
+            return f"http://{self.service}.{self.namespace}:{port}"
+        return f"{self.api.login.url}{self.core}/services/http:{self.service}:{port}/proxy"
+
+    def agent(self, address: str) -> str | None:
+        """The way to a node agent: the head's by the Service, a worker's by its pod where that is allowed."""
+        if address not in self._agents:
+            parts = urlsplit(address)
+            if parts.hostname == (self.read().get("status", {}).get("head") or {}).get("podIP"):
+                self._agents[address] = self.url(AGENT) if self.service.endswith("-api") else None
+            elif self.api.login.context is None:
+                self._agents[address] = address
+            else:
+                self._agents[address] = self._pod_agent(parts.hostname or "", parts.port or AGENT)
+        return self._agents[address]
+
+    def _pod_agent(self, ip: str, port: int) -> str | None:
+        for pod in self.pods():
+            if pod.get("status", {}).get("podIP") == ip:
+                path = f"{self.core}/pods/http:{pod['metadata']['name']}:{port}/proxy"
+                try:
+                    return self.api.login.url + path if self.api.get(f"{path}/api/healthz") is not None else None
+                except (ClientError, ValueError):
+                    return None  # the dashboard hands on the log then
+        return None
+
+    def read(self) -> Object:
+        """The object as it is now."""
+        return self.api.get(f"{RAY}/namespaces/{self.namespace}/rayclusters/{self.name}") or {}
+
+    def pods(self) -> list[Object]:
+        """Its pods."""
+        return self.api.list(f"{self.core}/pods?labelSelector=ray.io%2Fcluster%3D{self.name}")
+
+    def head(self) -> Object | None:
+        """Its head pod; of two, the one that is not on its way out."""
+        heads = [p for p in self.pods() if p["metadata"]["labels"].get("ray.io/node-type") == "head"]
+        return min(heads, key=lambda p: "deletionTimestamp" in p["metadata"], default=None)
+
+    def events(self, name: str) -> list[str]:
+        """What was said of an object, the newest last."""
+        events = self.api.list(f"{self.core}/events?fieldSelector=involvedObject.name%3D{name}")
+        return [e.get("message", "") for e in events if e.get("type") == "Warning"]
+
+    def ready(self, note: Callable[[str], object], seconds: float) -> None:
+        """Wait until the head takes jobs.
+
+        Args:
+            note: told what is waited for, each time that it changes.
+            seconds: how long.
+        """
+        end, told = time.monotonic() + seconds, ""
+        while (why := self.why()) and time.monotonic() < end:
+            if why != told:
+                note(f"waiting for RayCluster {self.namespace}/{self.name}: {why}")
+                told = why
+            time.sleep(_POLL_SECONDS)
+        if why:
+            raise TimedOut(f"RayCluster {self.namespace}/{self.name} is not ready after {seconds:g} s: {why}")
+
+    def why(self) -> str:
+        """Why the head takes no jobs, or nothing where it does."""
+        cluster = self.read()
+        if not cluster:
+            return "it is gone"
+        if cluster["spec"].get("suspend"):
+            return "it is suspended"
+        if head_ready(cluster):
+            return ""
+        if not (head := self.head()):
+            said = self.events(self.name)
+            return said[-1] if said else "it has no head pod yet (is a KubeRay operator running?)"
+        return why_not_ready(head)
+
+
+def head_ready(cluster: Object) -> bool:
+    """Whether the operator saw the head ready."""
+    conditions = {c["type"]: c for c in cluster.get("status", {}).get("conditions", ())}
+    return bool(conditions.get("HeadPodReady", {}).get("status") == "True")
+
+
+def why_not_ready(pod: Object) -> str:
+    """The reason that a pod itself gives."""
+    status, name = pod.get("status", {}), pod["metadata"]["name"]
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"pod {name} has no node: {condition.get('message', condition.get('reason'))}"
+    for container in [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]:
+        waiting = container["state"].get("waiting", {})
+        if waiting.get("message"):
+            return f"pod {name}: {waiting['reason']}: {waiting['message']}"
+    return f"pod {name} is starting"

@@ -1,0 +1,256 @@
+"""`up` and `down` of a cluster, as far as they go without one: which context and chart are taken, what values helm is
+given. The rest is live, in tests/e2e."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from client.errors import ClientError, UsageError
+from client.helm import Helm, checked
+from tests.client.test_kubernetes import config
+from tests.conftest import ROOT, Cli
+
+TOOL = shutil.which("helm") or shutil.which("helm", path=str(ROOT / "build" / "tools"))
+FAR = "https://127.0.0.2:9"  # nobody listens, and it is "on this machine" only where a test wants that
+
+# Stands for a helm with a cluster: it renders what `upgrade` is given, and says what it was called with.
+RENDERING = f"""#!{sys.executable}
+import json, subprocess, sys
+real, given = {TOOL!r}, sys.argv[1:]
+if given[0] != "upgrade":
+    sys.exit(subprocess.run([real, *given]).returncode)
+kept = given[1:3]
+rest = iter(given[3:])
+for word in rest:
+    if word in ("--values", "--set"):
+        kept += [word, next(rest)]
+done = subprocess.run([real, "template", *kept], stdin=sys.stdin, capture_output=True, text=True)
+sys.stderr.write(done.stderr)
+info = {{"status": "deployed", "last_deployed": "2026-01-01T00:00:00Z"}}
+print(json.dumps({{"name": "ray", "namespace": "n", "version": 1, "info": info, "manifest": done.stdout}}))
+sys.exit(done.returncode)
+"""
+TEMPLATE = "kind: RayCluster\nmetadata:\n  name: it\nvalues: {{ .Values | toJson }}\n"
+SETS = [
+    "a=1,b=true,c=null,d=text,e=1.5,f=",
+    "list={x,y,3}",
+    "deep.er.key=5",
+    r"dotted\.key.in=a\,b",
+    "items[1].name=second",
+    "gone=null",
+    "big=12345678901",
+    "zero=007",
+    "text=with spaces 'and' \"quotes\" $HOME",
+]
+
+
+def chart(folder: Path, **files: str) -> Path:
+    """A chart whose one object holds its values."""
+    path = folder / "some chart"
+    (path / "templates").mkdir(parents=True)
+    (path / "Chart.yaml").write_text("apiVersion: v2\nname: some\nversion: 1.0.0\n")
+    (path / "values.yaml").write_text("gone: 1\nlist: [z]\nlayer: chart\n")
+    (path / "values-local.yaml").write_text("layer: local\nlocal: true\n")
+    (path / "templates" / "one.yaml").write_text(TEMPLATE)
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return path
+
+
+@pytest.fixture
+def helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Helm:
+    if not TOOL:
+        pytest.skip("no helm: run `make charts`")
+    tool = tmp_path / "bin" / "helm"
+    tool.parent.mkdir()
+    tool.write_text(RENDERING)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    return Helm("somewhere", "n")
+
+
+def install(helm: Helm, where: Path | str, *sets: str, files: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values that the chart was rendered with."""
+    found = helm.install("local", checked(str(where), files), files, sets, 60, lambda: None)
+    assert found and found["metadata"]["name"] == "it"
+    values: dict[str, Any] = found["values"]
+    return values
+
+
+def test_values_are_those_of_helm(helm: Helm, tmp_path: Path) -> None:
+    path = chart(tmp_path)
+    own = tmp_path / "own.yaml"
+    own.write_text("layer: own\nlist: [own]\nd: from the file\n")
+    command = [str(TOOL), "template", "ray", str(path), "-f", str(path / "values-local.yaml"), "-f", str(own)]
+    for item in SETS:
+        command += ["--set", item]
+    wanted = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["values"]
+    got = install(helm, path, *SETS, files=(str(own),))
+    assert got == wanted
+    assert got["a"] == 1 and got["b"] is True and got["e"] in (1.5, "1.5") and got["d"] == "text"
+    assert got["list"] == ["x", "y", 3] and got["deep"] == {"er": {"key": 5}} and got["dotted.key"] == {"in": "a,b"}
+    assert "gone" not in got and got["layer"] == "own" and got["local"] is True
+    assert got["text"] == "with spaces 'and' \"quotes\" $HOME"
+
+
+def test_a_chart_in_an_archive(helm: Helm, tmp_path: Path) -> None:
+    archive = tmp_path / "some-1.0.0.tgz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(chart(tmp_path), "some")
+    assert install(helm, archive, "a=1") == {"a": 1, "gone": 1, "layer": "local", "list": ["z"], "local": True}
+    (tmp_path / "no.tgz").write_text("nothing")
+    with pytest.raises(UsageError, match="no archive of a chart"):
+        install(helm, tmp_path / "no.tgz")
+
+
+def test_several_mistakes_are_a_list(helm: Helm, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}}
+    path = chart(tmp_path, **{"values.schema.json": json.dumps(schema)})
+    with pytest.raises(UsageError) as two:
+        install(helm, path, "a=1", "b=2")
+    lines = str(two.value).splitlines()
+    assert lines[0] == "helm refuses 2 of the values:"
+    assert {line[:14] for line in lines[1:]} == {"  - some: at '"} and len(lines) == 3
+    with pytest.raises(UsageError, match=r"^helm refuses the values: some: at '/a': .*string$"):
+        install(helm, path, "a=1")
+    with pytest.raises(
+        UsageError, match=r'^helm refuses the values: failed parsing --set data: key "abc" has no value$'
+    ):
+        install(helm, path, "abc")
+    (path / "templates" / "one.yaml").write_text('{{ fail "2 mistake(s) in the values:\\n  - one\\n  - two" }}')
+    with pytest.raises(UsageError, match=r"^helm refuses 2 of the values:\n  - one\n  - two$"):
+        install(helm, path)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "part"),
+    [
+        ("Error: INSTALLATION FAILED: Kubernetes cluster unreachable: no", 69, "helm: Kubernetes cluster unreachable"),
+        ('Error: UPGRADE FAILED: x is forbidden: User "me" cannot get secrets', 77, 'User "me" cannot'),
+        ("Error: UPGRADE FAILED: post-upgrade hooks failed: timed out waiting for the condition", 124, "hooks failed"),
+        ('Error: UPGRADE FAILED: "ray" has no deployed releases', 1, "run `down`"),
+        ("WARNING: a file\nError: INSTALLATION FAILED: Service x exists and cannot be imported", 1, "helm: Service x"),
+        ("", 1, "it said nothing"),
+    ],
+)
+def test_what_helm_says(helm: Helm, said: str, kind: int, part: str) -> None:
+    error = helm._refusal(said)
+    assert error.exit_code == kind and part in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "says"),
+    [
+        ({}, "nowhere", "nowhere is no chart"),
+        ({}, "https://charts.example/x", "oci://"),
+        ({"Chart.yaml": "name: x\ndependencies: [{name: ray-cluster}]\n"}, ".", "(ray-cluster): run `helm dependency"),
+        ({"Chart.yaml": "- 1\n"}, ".", "Chart.yaml is not that of a chart"),
+        ({"Chart.yaml": "name: x\n", "values-local.yaml": ""}, ".", "Chart.yaml is not that of a chart"),
+        ({"Chart.yaml": "name: x\nversion: 1.0.0\napiVersion: v2\n"}, ".", "has no values-local.yaml"),
+    ],
+)
+def test_charts_that_cannot_be_used(
+    helm: Helm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], given: str, says: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as refused:
+        install(helm, given)
+    assert says in str(refused.value)
+
+
+def test_the_clones_chart_without_its_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "charts" / "ray-workload"
+    copy.mkdir(parents=True)
+    shutil.copy(ROOT / "charts" / "ray-workload" / "Chart.yaml", copy)
+    monkeypatch.setattr("client.helm._CHART", copy)
+    with pytest.raises(UsageError, match=r"\(kuberay-operator, ray-cluster\): run `make charts`"):
+        checked(None, ())
+    shutil.rmtree(copy)
+    with pytest.raises(UsageError, match="no clone around this client: give --chart"):
+        checked(None, ())
+
+
+def test_without_helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("client.helm._CLONE", tmp_path)
+    with pytest.raises(ClientError, match="helm is not on PATH: install Helm"):
+        Helm("somewhere", "n")
+    built = tmp_path / "build" / "tools" / "helm"
+    built.parent.mkdir(parents=True)
+    built.write_text("#!/bin/sh\necho no version\n")
+    built.chmod(0o755)
+    with pytest.raises(ClientError, match="does not tell its version"):
+        Helm("somewhere", "n").find()
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+@pytest.mark.parametrize(
+    ("target", "context", "server", "args", "code", "says"),
+    [
+        ("local", "far", "https://203.0.113.1:9", (), 2, "current context far is not on this machine"),
+        ("local", "gke_p_l_c", "https://203.0.113.1:9", (), 2, "current context gke_p_l_c is not on this machine"),
+        ("gke", "far", "https://203.0.113.1:9", (), 2, "far is not known to be GKE's"),
+        ("gke", "kind-x", FAR, (), 2, "kind-x is not known to be GKE's"),
+        ("local", "far", FAR, ("--context", "other"), 2, "has no context other: it has far"),
+        # These contexts are taken: the refusal is that of a server that is not there.
+        ("local", "far", FAR, (), 69, "127.0.0.2:9 does not answer"),
+        ("local", "gke_p_l_c", FAR, ("--context", "gke_p_l_c"), 69, "127.0.0.2:9 does not answer"),
+        ("gke", "gke_p_l_c", FAR, (), 69, "context gke_p_l_c, the current one"),
+        ("gke", "far", FAR, ("--context", "far"), 69, "127.0.0.2:9 does not answer"),
+    ],
+)
+def test_which_cluster_is_meant(
+    run: Cli,
+    helm: Helm,
+    tmp_path: Path,
+    command: str,
+    target: str,
+    context: str,
+    server: str,
+    args: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    path = chart(tmp_path)
+    shutil.copy(path / "values-local.yaml", path / "values-gke.yaml")
+    more = ("--chart", str(path)) if command == "up" else ()
+    done = run(command, target, *args, *more, env={"KUBECONFIG": str(config(tmp_path, server, {}, context))})
+    assert (done.returncode, done.stdout) == (code, b""), done.stderr
+    assert says in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("up", "embedded", "--set", "a=1"), "--set: up embedded has no options"),
+        (("up", "embedded", "--timeout", "15m"), "--timeout: up embedded"),
+        (("down", "embedded", "--purge", "--context", "x"), "--context, --purge: down embedded"),
+        (("up", "local", "--timeout", "soon"), "'soon' is not a time"),
+        (("up", "local", "-f", "nope.yaml"), "-f nope.yaml: there is no such file"),
+        (("up", "local", "-f", "-"), "-f -: there is no such file"),
+        (("up", "local", "--chart", "nope"), "nope is no chart"),
+        (("up", "nowhere"), "'nowhere' is not one of"),
+    ],
+)
+def test_options_that_are_wrong(run: Cli, args: tuple[str, ...], says: str) -> None:
+    done = run(*args)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert says in done.stderr.decode() and b"internal error" not in done.stderr
+
+
+def test_help_and_list_are_light(run: Cli) -> None:
+    for command in (["--help"], ["up", "--help"], ["down", "--help"]):
+        done = run(*command, env={"PYTHONPROFILEIMPORTTIME": "1"})
+        imported = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
+        assert b"client.cluster_command" in imported
+        assert not imported & {b"pyhelm3", b"asyncio", b"kubernetes", b"requests", b"client.helm"}

@@ -1,0 +1,321 @@
+"""`doctor` without a cluster; with one it is in tests/e2e."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.doctor import Check, Report, examine
+from client.errors import ClientError
+from client.targets.endpoint import Endpoint
+from tests.client.server import serving
+from tests.client.test_kubernetes import config
+from tests.conftest import Cli
+
+
+def lines(run: Cli, *args: str, code: int, env: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """What it says as JSON, and that the lines say the same."""
+    done = run("doctor", "-o", "json", *args, env=env)
+    assert (done.returncode, done.stderr) == (code, b"")
+    checks: list[dict[str, Any]] = json.loads(done.stdout)
+    assert all(check.keys() == {"check", "status", "found", "fix"} for check in checks)
+    assert all(check["found"] and bool(check["fix"]) == (check["status"] != "ok") for check in checks)
+    text = run("doctor", *args, env=env)
+    assert (text.returncode, text.stderr) == (code, b"")
+    assert [line.split(maxsplit=2)[:2] for line in text.stdout.decode().splitlines()] == [
+        [check["status"], check["check"]] for check in checks
+    ]
+    assert (code == 1) == any(check["status"] == "FAIL" for check in checks)
+    return {check["check"]: check for check in checks}
+
+
+@pytest.fixture
+def closed() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_a_ray_that_is_well(run: Cli, remote: dict[str, str], head: Endpoint) -> None:
+    found = lines(run, code=0, env=remote)
+    assert list(found) == ["address", "token", "dashboard", "auth", "ray", "python"]
+    assert {check["status"] for check in found.values()} == {"ok"}
+    assert "RAY_WORKLOAD_ADDRESS" in found["address"]["found"]
+    assert "2.60.0" in found["dashboard"]["found"]
+    assert "refused" in found["auth"]["found"]
+    assert head.headers["Authorization"].removeprefix("Bearer ") not in json.dumps(found)
+
+
+def test_without_the_token(run: Cli, head: Endpoint) -> None:
+    found = lines(run, "--address", head.url, code=1)
+    assert found["token"]["status"] == "warn"
+    assert found["dashboard"]["status"] == "FAIL" and "RAY_AUTH_TOKEN_PATH" in found["dashboard"]["fix"]
+    assert found["auth"]["status"] == "ok"
+
+
+def test_a_wrong_token_is_not_shown(run: Cli, head: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("wr0ngtoken")
+    found = lines(run, "--address", head.url, code=1, env={"RAY_AUTH_TOKEN_PATH": "token"})
+    assert found["dashboard"]["status"] == "FAIL" and "refused the token" in found["dashboard"]["found"]
+    assert "wr0ngtoken" not in json.dumps(found)
+
+
+def test_a_ray_of_another_version_without_authentication(run: Cli) -> None:
+    answers = {
+        "/api/version": {"version": "4", "ray_version": "2.9.3", "session_name": "x"},
+        "/api/v0/cluster_metadata": {"data": {"pythonVersion": "3.8.1"}},
+    }
+    json_ = {"Content-Type": "application/json"}
+    with serving(lambda handler, _: (200, json_, json.dumps(answers[handler.path]).encode())) as url:
+        found = lines(run, "--address", url, code=0)
+    assert {name: found[name]["status"] for name in ("dashboard", "auth", "ray", "python")} == {
+        "dashboard": "ok", "auth": "warn", "ray": "warn", "python": "warn",
+    }  # fmt: skip
+    assert "ray==2.9.3" in found["ray"]["fix"] and "3.8.1" in found["python"]["found"]
+
+
+def test_a_closed_port(run: Cli, closed: str) -> None:
+    found = lines(run, "--address", f"http://{closed}", code=1)
+    assert list(found) == ["address", "token", "dashboard"]
+    assert "Connection refused" in found["dashboard"]["found"]
+
+
+def test_what_is_no_dashboard(run: Cli) -> None:
+    with serving(lambda *_: (200, {}, b"hello")) as url:
+        assert lines(run, "--address", url, code=1)["dashboard"]["status"] == "FAIL"
+
+
+def test_nothing_at_all(run: Cli) -> None:
+    found = lines(run, code=0)
+    assert list(found) == ["address", "ray"]
+    assert "embedded" in found["address"]["found"] and "submit" in found["ray"]["found"]
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ftp://x", "http://", "http://a:b@c", "kubernetes://a/b/c/d"])
+def test_nonsense_for_an_address(run: Cli, address: str) -> None:
+    assert any(check["status"] == "FAIL" for check in lines(run, "--address", address, code=1).values())
+
+
+def test_no_kubeconfig(run: Cli) -> None:
+    found = lines(run, "--address", "kubernetes", code=1)
+    assert list(found) == ["address", "kubeconfig"]
+    assert "KUBECONFIG" in found["kubeconfig"]["fix"]
+
+
+def test_a_kubeconfig_of_nonsense(run: Cli, tmp_path: Path) -> None:
+    for content in (b"\x00\xff", b"- a", b"{"):
+        (tmp_path / "config").write_bytes(content)
+        found = lines(run, "--address", "kubernetes", code=1, env={"KUBECONFIG": str(tmp_path / "config")})
+        assert found["kubeconfig"]["status"] == "FAIL"
+
+
+def test_an_unknown_context(run: Cli, tmp_path: Path, closed: str) -> None:
+    env = {"KUBECONFIG": str(config(tmp_path, f"https://{closed}", {}))}
+    found = lines(run, "--address", "kubernetes://near", code=1, env=env)
+    assert "near" in found["kubeconfig"]["found"] and "far" in found["kubeconfig"]["fix"]
+
+
+def test_an_api_server_that_does_not_answer(run: Cli, tmp_path: Path, closed: str) -> None:
+    env = {"KUBECONFIG": str(config(tmp_path, f"https://{closed}", {"token": "t0psecret"}))}
+    found = lines(run, "--address", "kubernetes", code=1, env=env)
+    assert list(found) == ["address", "kubeconfig", "server"]
+    assert closed in found["server"]["found"] and found["server"]["status"] == "FAIL"
+    assert "t0psecret" not in json.dumps(found)
+
+
+def test_a_server_that_is_no_api_server(run: Cli, tmp_path: Path) -> None:
+    with serving(lambda *_: (200, {"Content-Type": "text/html"}, b"<html>")) as url:
+        found = lines(run, "--address", "kubernetes", code=1, env={"KUBECONFIG": str(config(tmp_path, url, {}))})
+    assert found["server"]["status"] == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "fix"),
+    [
+        ("a: b: c", "a: b", "c"),
+        ("a (b: c) d (e, f)", "a (b: c) d", "e, f"),
+        ("no advice", "no advice", ""),
+        ("two\nlines: here", "two lines", "here"),
+    ],
+)
+def test_an_error_is_split_into_what_and_what_to_do(said: str, found: str, fix: str) -> None:
+    seen: list[Check] = []
+    report = Report(seen.append)
+    with report.attempt("x"):
+        raise ClientError(said)
+    assert seen == [Check("x", "FAIL", found, fix)]
+
+
+SPEC = {"spec": {"containers": [{"name": "ray", "env": [{"name": "RAY_AUTH_TOKEN", "valueFrom": {}}]}]}}
+SPEC["spec"]["containers"][0]["env"][0]["valueFrom"] = {"secretKeyRef": {"name": "t", "key": "auth_token"}}  # type: ignore[index]
+RAY = "/apis/ray.io/v1"
+CORE = "/api/v1/namespaces/team"
+
+
+def ray_pod(name: str, kind: str, **status: Any) -> dict[str, Any]:
+    labels = {"ray.io/node-type": kind}
+    return {"metadata": {"name": name, "labels": labels}, "spec": SPEC["spec"], "status": status}
+
+
+class Api:
+    """An API server's answers by their paths, a cluster that is well; what is None is not there, a number refuses."""
+
+    def __init__(self) -> None:
+        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+        cluster = {
+            "metadata": {"name": "ray", "namespace": "team"},
+            "spec": {"rayVersion": "2.60.0", "headGroupSpec": {"template": SPEC}, "workerGroupSpecs": []},
+            "status": {"conditions": [{"type": "HeadPodReady", "status": "True"}], "desiredWorkerReplicas": 1},
+        }
+        container = {"image": "x/operator:v1", "args": ["--watch-namespace", "team"]}
+        self.cluster, self.container = cluster, container
+        self.pods = [ray_pod("head", "head", **ready), ray_pod("worker", "worker", **ready)]
+        self.deployment = {
+            "metadata": {"name": "kuberay-operator", "namespace": "team"},
+            "spec": {"replicas": 1, "template": {"spec": {"containers": [container]}}},
+            "status": {"readyReplicas": 1},
+        }
+        self.refused: set[str] = set()
+        self.answers: dict[str, Any] = {
+            "/version": {"gitVersion": "v1.34"},
+            "/apis/authentication.k8s.io/v1/selfsubjectreviews": {"status": {"userInfo": {"username": "me"}}},
+            RAY: {"resources": [{"name": "rayclusters"}, {"name": "rayclusters/status"}]},
+            "/apis/apps/v1/deployments": {"items": [self.deployment]},
+            f"{RAY}/namespaces/team/rayclusters": {"items": [cluster]},
+            f"{RAY}/namespaces/team/rayclusters/ray": cluster,
+            f"{CORE}/pods": {"items": self.pods},
+            f"{CORE}/events": {"items": [{"type": "Warning", "message": "quota is used up"}]},
+            f"{CORE}/services/ray-api": {"spec": {"ports": [{"name": "dashboard", "port": 8265}]}},
+            f"{CORE}/secrets/t": {"data": {"auth_token": "dDBwc2VjcmV0"}},
+        }
+
+    def __call__(self, handler: Any, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        path = handler.path.partition("?")[0]
+        if path.endswith("/selfsubjectaccessreviews"):
+            asked = json.loads(body)["spec"]["resourceAttributes"]
+            kind = f"{asked['resource']}/{asked['subresource']}" if "subresource" in asked else asked["resource"]
+            found: Any = {"status": {"allowed": not {kind, f"{asked['verb']} {kind}"} & self.refused}}
+        elif path.startswith(f"{CORE}/services/http:ray-api:8265/proxy"):
+            token = handler.headers["X-Ray-Authorization"] == "Bearer t0psecret"
+            data = {"version": "4", "ray_version": "2.60.0", "session_name": "x", "data": {"pythonVersion": "3.11.1"}}
+            return (200, {}, json.dumps(data).encode()) if token else (401, {}, b"Unauthorized: no token")
+        else:
+            found = self.answers.get(path)
+        status = found if isinstance(found, int) else 404 if found is None else 200
+        if status != 200:
+            found = {"kind": "Status", "message": f"{path} is not for you"}
+        return status, {"Content-Type": "application/json"}, json.dumps(found).encode()
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+Seen = Callable[[int], dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def seen(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
+    """What is found at this API server; without the command line, which the tests above use."""
+    with serving(api) as url:
+        monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, url, {"token": "l0gin"})))
+
+        def look(code: int) -> dict[str, dict[str, Any]]:
+            report = examine("kubernetes://far/team/ray", lambda _: None)
+            assert report.failed == bool(code), report.checks
+            assert all(bool(check.fix) == (check.status != "ok") for check in report.checks)
+            assert "t0psecret" not in str(report) and "l0gin" not in str(report)
+            return {check.check: asdict(check) for check in report.checks}
+
+        yield look
+
+
+def test_a_cluster_that_is_well(seen: Seen) -> None:
+    found = seen(0)
+    assert [check["status"] for name, check in found.items() if name != "python"] == ["ok"] * (len(found) - 1)
+    assert list(found) == [
+        "address", "kubeconfig", "server", "login", "crds", "operator", "cluster", "pods", "service", "secret",
+        "permissions", "optional", "dashboard", "auth", "ray", "python",
+    ]  # fmt: skip
+
+
+def test_pods_that_are_not_ready_say_why(seen: Seen, api: Api) -> None:
+    unscheduled = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes:\n Insufficient cpu."}
+    api.pods[0]["status"] = {"conditions": [unscheduled]}
+    api.cluster["status"] = {"desiredWorkerReplicas": 1}
+    found = seen(1)
+    for check in ("cluster", "pods"):
+        assert found[check]["status"] == "FAIL" and "0/1 nodes: Insufficient cpu." in found[check]["found"]
+    assert found["dashboard"]["status"] == "ok"  # it looked on
+
+
+def test_a_worker_that_is_not_ready_is_no_failure(seen: Seen, api: Api) -> None:
+    pull = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    api.pods[1]["status"] = {"containerStatuses": [pull]}
+    found = seen(0)
+    assert found["pods"]["status"] == "warn" and "no such image" in found["pods"]["found"]
+
+
+def test_no_pods_at_all(seen: Seen, api: Api) -> None:
+    api.pods.clear()
+    api.cluster["status"] = {}
+    found = seen(1)
+    assert found["pods"]["status"] == "FAIL" and "quota is used up" in found["cluster"]["found"]
+
+
+def test_an_operator_of_another_namespace_is_not_ours(seen: Seen, api: Api) -> None:
+    api.container["args"] = ["--watch-namespace=other,third"]
+    found = seen(0)
+    assert (found["operator"]["status"], found["operator"]["found"]) == ("warn", "none is seen")
+
+
+def test_an_operator_for_all(seen: Seen, api: Api) -> None:
+    api.container["args"] = []
+    assert seen(0)["operator"]["status"] == "ok"
+    api.deployment["status"] = {}
+    found = seen(1)
+    assert found["operator"]["status"] == "FAIL" and "describe pods" in found["operator"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "check", "status"),
+    [
+        (RAY, None, "crds", "FAIL"),
+        (f"{RAY}/namespaces/team/rayclusters", 403, "cluster", "FAIL"),
+        (f"{CORE}/pods", 403, "pods", "FAIL"),
+        (f"{CORE}/secrets/t", 403, "secret", "FAIL"),
+        (f"{CORE}/secrets/t", None, "secret", "FAIL"),
+        (f"{CORE}/secrets/t", {"data": {"auth_token": ""}}, "secret", "FAIL"),
+        (f"{CORE}/services/ray-api", None, "service", "FAIL"),
+        ("/version", 401, "server", "ok"),
+        ("/apis/authentication.k8s.io/v1/selfsubjectreviews", 401, "login", "FAIL"),
+        ("/apis/authentication.k8s.io/v1/selfsubjectreviews", None, "login", "ok"),
+        ("/apis/apps/v1/deployments", 403, "operator", "warn"),
+    ],
+)
+def test_each_thing_that_is_missing(seen: Seen, api: Api, path: str, answer: Any, check: str, status: str) -> None:
+    api.answers[path] = answer
+    assert seen(int(status == "FAIL"))[check]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("refused", "status"),
+    [
+        ({"services/proxy", "pods/portforward"}, "FAIL"),
+        ({"update services/proxy", "pods/portforward"}, "FAIL"),
+        ({"services/proxy"}, "warn"),
+        ({"list pods"}, "FAIL"),
+        ({"secrets"}, "FAIL"),
+        ({"pods/exec"}, "ok"),
+    ],
+)
+def test_each_permission(seen: Seen, api: Api, refused: set[str], status: str) -> None:
+    api.refused = refused
+    found = seen(int(status == "FAIL"))
+    assert found["permissions"]["status"] == status
+    assert found["optional"]["status"] == ("warn" if refused == {"pods/exec"} else "ok")
