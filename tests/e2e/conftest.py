@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -59,9 +59,15 @@ def user_environment() -> dict[str, str]:
     return {**os.environ, "HOME": _HOME, "KUBECACHEDIR": f"{folder}/kube", **helm_homes}
 
 
-def run(*command: str, input: str | None = None, check: bool = True, timeout: float = 60, **more: str) -> Done:
-    """A command in the project's folder; `more` are variables of its environment."""
-    env = user_environment() | more
+def run(
+    *command: str,
+    input: str | None = None,
+    check: bool = True,
+    timeout: float = 60,
+    env: Mapping[str, str] | None = None,
+) -> Done:
+    """A command in the project's folder; `env` comes on top of the environment."""
+    env = user_environment() | dict(env or {})
     done = subprocess.run(
         command, cwd=ROOT, env=env, input=input, capture_output=True, text=True, timeout=timeout, check=False
     )

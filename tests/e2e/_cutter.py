@@ -1,0 +1,71 @@
+"""A TCP proxy whose connections can be cut, all at once."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+
+class Cutter:
+    """Passes bytes on to one address."""
+
+    def __init__(self, upstream: tuple[str, int]) -> None:
+        self._upstream = upstream
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def cut(self) -> int:
+        """End every connection. Returns how many there were."""
+        sockets, self._open = self._open, []
+        alive = 0
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+                alive += 1
+        return alive // 2
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                here, _ = self._listener.accept()
+            except OSError:
+                return
+            there = socket.create_connection(self._upstream)
+            self._open += [here, there]
+            threading.Thread(target=_join, args=(here, there), daemon=True).start()
+
+
+def _join(here: socket.socket, there: socket.socket) -> None:
+    back = threading.Thread(target=_copy, args=(there, here), daemon=True)
+    with here, there:
+        back.start()
+        _copy(here, there)
+        back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    for each in (source, target):
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def cutter(host: str, port: int) -> Iterator[Cutter]:
+    made = Cutter((host, port))
+    try:
+        yield made
+    finally:
+        made.close()
