@@ -204,13 +204,14 @@ ALL = {
     "secrets.without-mount.data.key": "content",
     "ray-cluster": {
         "fullnameOverride": "9-lives",
-        "gcsFaultTolerance": {"enabled": True},
+        "gcsFaultTolerance": {"enabled": True, "redisPassword": {"value": "planted"}},
         "common": {"containerEnv": [PLAIN]},
         "head": {
             **POD,
             "containerEnv": [PLAIN],
             "rayVersion": "2.51.0",
             "ports": [{"name": "gcs-server", "containerPort": 6379}],
+            "rayStartParams": {"port": "6380"},
             "serviceAccountName": "other",
             "restartPolicy": "Always",
             "enableInTreeAutoscaling": True,
@@ -229,7 +230,7 @@ OTHERS = {
 }
 # And how many they are. Of two groups with one name only the other is looked at.
 SAID: list[tuple[dict[str, Any], int]] = [
-    (ALL, 39),
+    (ALL, 41),
     (OTHERS, 5),
     ({"ray-cluster.head.rayStartParams.dashboard-port": 1}, 1),
     ({"ray-cluster": None}, 6),

@@ -85,7 +85,8 @@ def test_each_group_has_ports_of_its_own(render: Render) -> None:
 def test_ports_by_the_old_name_of_ray_start_params(render: Render) -> None:
     """Upstream renders `initArgs` too."""
     params = {"dashboard-agent-listen-port": "52366", "metrics-export-port": 8090}
-    values = {"head": {"rayStartParams": {"num-cpus": 1}, "initArgs": params}, "worker": {"initArgs": params}}
+    head = {"rayStartParams": {"num-cpus": 1}, "initArgs": {"dashboard-agent-listen-port": "52366"}}
+    values = {"head": head, "worker": {"initArgs": params}}
     manifests = render(values={"networkPolicy": OPENED, "ray-cluster": values})
     assert find(manifests, "Service", "ray-api")["spec"]["ports"][1]["targetPort"] == 52366
     assert ingress(manifests, "head")[1]["ports"] == ports(8265, 52366)

@@ -84,6 +84,12 @@
   {{- else if ne $dashboard (include "ray-workload.headPort" (list . "dashboard" 8265)) -}}
     {{- $found = append $found (printf "ray-cluster.head.ports: the port named dashboard is not that of rayStartParams.dashboard-port: make it %s" $dashboard) -}}
   {{- end -}}
+  {{- range $name, $parameter := dict "gcs-server" "port" "client" "ray-client-server-port" "metrics" "metrics-export-port" -}}
+    {{- $wanted := include "ray-workload.startPort" (list $head $parameter 0) -}}
+    {{- if not (has $wanted (list "0" (include "ray-workload.headPort" (list $ $name 0)))) -}}
+      {{- $found = append $found (printf "ray-cluster.head.ports: none named %s is %s, as rayStartParams.%s says: add {name: %s, containerPort: %s}" $name $wanted $parameter $name $wanted) -}}
+    {{- end -}}
+  {{- end -}}
 {{- else -}}
   {{- $found = append $found "ray-cluster.head.ports is empty: add {name: dashboard, containerPort: 8265} and the others of values.yaml" -}}
 {{- end -}}
@@ -104,6 +110,9 @@
 {{- end -}}
 {{- if and $ray.gcsFaultTolerance.enabled (not $ray.gcsFaultTolerance.redisAddress) -}}
   {{- $found = append $found "ray-cluster.gcsFaultTolerance.enabled needs ray-cluster.gcsFaultTolerance.redisAddress, e.g. redis:6379" -}}
+{{- end -}}
+{{- if dig "redisPassword" "value" "" $ray.gcsFaultTolerance -}}
+  {{- $found = append $found "ray-cluster.gcsFaultTolerance.redisPassword holds the password itself: name its Secret in valueFrom.secretKeyRef instead" -}}
 {{- end -}}
 {{- if and .Values.api.nodePort (ne .Values.api.type "NodePort") -}}
   {{- $found = append $found (printf "api.nodePort is set and api.type is %s: set api.type=NodePort" .Values.api.type) -}}
