@@ -120,7 +120,7 @@ def test_submits_follows_and_lists(submitter: Submitter) -> None:
 
 
 def test_stops_a_job(submitter: Submitter) -> None:
-    """It may take the 30 s that a job has for its checkpoint: nobody reaps a shell's children, and Ray waits for them."""
+    """Within the 30 s for a checkpoint: a shell's children are reaped by nobody, and Ray waits for them."""
     job = submit(submitter.jobs, SLEEP)
     wait_job(submitter.jobs, job, submitter.ray.namespace, "RUNNING")
     submitter.jobs.stop_job(job)
