@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
 
 import click
 
@@ -116,6 +115,7 @@ def _up(
     from client.helm import RELEASE, Helm, checked
     from client.output import note
     from client.release import Release
+    from client.targets.ray_cluster import address
 
     end = time.monotonic() + timeout
     where = checked(chart, files)
@@ -141,9 +141,7 @@ def _up(
         note(
             f"{old} pods run as they were before this change: --set rollout.enabled=true makes them anew, and ends jobs"
         )
-    click.echo(
-        f"export RAY_WORKLOAD_ADDRESS=kubernetes://{quote(login.context, safe='')}/{namespace}/{release.cluster}"
-    )
+    click.echo(f"export RAY_WORKLOAD_ADDRESS={address(login, namespace, found['metadata']['name'])}")
     note("Ray is ready: run that line, then `python -m client submit jobs/simple_job.py`")
 
 

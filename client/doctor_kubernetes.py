@@ -16,6 +16,8 @@ from client.targets.ray_cluster import (
     Object,
     find,
     head_ready,
+    is_ready,
+    node_type,
     token,
     token_ref,
     why_not_ready,
@@ -144,15 +146,16 @@ def _cluster(report: Report, api: Api, found: Object) -> None:
         _pods(report, ray, found)
     with report.attempt("service"):
         _service(report, ray)
+    ref = token_ref(found)
     with report.attempt("secret", f"ask for `get` on it: the chart's Role {ray.name}-submitter has it"):
-        if not (ref := token_ref(found)):
+        if not ref:
             report.add("secret", WARN, "the cluster has no token", "set auth.enabled=true in the chart")
         elif token(api, found):
             report.add("secret", OK, f"the token can be read from the Secret {ref[0]}")
         else:
             report.add("secret", FAIL, f"the Secret {ref[0]} has an empty {ref[1]}", "put a token into it")
     with report.attempt("permissions"):
-        _permissions(report, ray, ref[0] if (ref := token_ref(found)) else None)
+        _permissions(report, ray, ref[0] if ref else None)
 
 
 def _pods(report: Report, ray: Cluster, found: Object) -> None:
@@ -160,7 +163,7 @@ def _pods(report: Report, ray: Cluster, found: Object) -> None:
     waiting = [pod for pod in pods if not _pod_ready(pod)]
     wanted = 1 + (found.get("status", {}).get("desiredWorkerReplicas") or 0)
     for pod in waiting:
-        head = pod["metadata"]["labels"].get("ray.io/node-type") == "head"
+        head = node_type(pod) == "head"
         status = FAIL if head and not head_ready(ray.read()) else WARN
         look = f"look at it: `kubectl -n {ray.namespace} describe pod {pod['metadata']['name']}`"
         report.add("pods", status, why_not_ready(pod), look)
@@ -173,8 +176,7 @@ def _pods(report: Report, ray: Cluster, found: Object) -> None:
 
 
 def _pod_ready(pod: Object) -> bool:
-    conditions = {c["type"]: c["status"] for c in pod.get("status", {}).get("conditions", ())}
-    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+    return is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
 
 
 def _service(report: Report, ray: Cluster) -> None:

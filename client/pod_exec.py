@@ -17,7 +17,7 @@ from types import FrameType
 
 from client.errors import ClientError, ContactLost, Detached, Unreachable, UsageError
 from client.targets import kubernetes, stream
-from client.targets.ray_cluster import Cluster, Object, why_not_ready
+from client.targets.ray_cluster import Cluster, Object, node_type, why_not_ready
 
 # Of remotecommand: https://kubernetes.io/docs/reference/ (staging/src/k8s.io/apimachinery/pkg/util/remotecommand)
 _STDIN, _STDOUT, _STDERR, _STATUS, _SIZE = range(5)
@@ -65,7 +65,7 @@ def find(address: str, worker: int | None) -> Place:
     if worker is None:
         pod = cluster.head()
     else:
-        workers = [p for p in cluster.pods() if p["metadata"]["labels"].get("ray.io/node-type") == "worker"]
+        workers = [p for p in cluster.pods() if node_type(p) == "worker"]
         workers.sort(key=lambda p: str(p["metadata"]["name"]))
         if worker >= len(workers):
             known = f"{len(workers)} workers: give --worker 0 to {len(workers) - 1}"
@@ -86,7 +86,7 @@ def _ray_container(cluster: Object, pod: Object) -> str:
     spec, labels = cluster["spec"], pod["metadata"]["labels"]
     groups = {g["groupName"]: g for g in spec.get("workerGroupSpecs") or ()}
     group = groups.get(labels.get("ray.io/group"), spec["headGroupSpec"])
-    template = group["template"]["spec"] if labels.get("ray.io/node-type") == "worker" else None
+    template = group["template"]["spec"] if node_type(pod) == "worker" else None
     return str((template or spec["headGroupSpec"]["template"]["spec"])["containers"][0]["name"])
 
 

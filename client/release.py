@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from client.errors import ClientError, TimedOut
 from client.targets.kubeconfig import Login
-from client.targets.ray_cluster import Api, Cluster, Object, why_not_ready
+from client.targets.ray_cluster import Api, Cluster, Object, is_ready, node_type, why_not_ready
 from client.transport import NotFound
 
 Tell = Callable[[str], object]
@@ -106,12 +106,12 @@ class Release:
         status, pods = found.get("status", {}), [p for p in cluster.pods() if "deletionTimestamp" not in p["metadata"]]
         if self._replace(pods, found):
             return "pods that never started are made again"
-        pods.sort(key=lambda p: _group(p) != "head")
-        ready = [_group(p) for p in pods if _is_ready(p)]
+        pods.sort(key=lambda p: node_type(p) != "head")
+        ready = [node_type(p) for p in pods if is_ready(p)]
         least = _least(found)
         if "head" in ready and ready.count("worker") >= least and status.get("state") == "ready":
             return ""
-        if waiting := next((p for p in pods if not _is_ready(p)), None):
+        if waiting := next((p for p in pods if not is_ready(p)), None):
             return self._why_pod(waiting)
         if "head" not in ready:
             return self._operator() or cluster.why() or "it has no head pod yet"
@@ -156,7 +156,7 @@ class Release:
                 if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
                     return f"the operator has no pod: {condition['message']}"
             pods = self.api.list(f"{self.core}/pods?{selector}")
-            waiting = next((p for p in pods if not _is_ready(p) and "deletionTimestamp" not in p["metadata"]), None)
+            waiting = next((p for p in pods if not is_ready(p) and "deletionTimestamp" not in p["metadata"]), None)
             return f"the operator: {self._why_pod(waiting)}" if waiting else "the operator is starting"
         return ""
 
@@ -208,11 +208,3 @@ def _least(cluster: Object) -> int:
     """The workers that it always has. Its status is not of this generation where nothing else there changed."""
     groups = [g for g in cluster["spec"].get("workerGroupSpecs") or () if not g.get("suspend")]
     return sum(g.get("minReplicas", 0) * g.get("numOfHosts", 1) for g in groups)
-
-
-def _group(pod: Object) -> str:
-    return str(pod["metadata"]["labels"].get("ray.io/node-type", ""))
-
-
-def _is_ready(pod: Object) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", ()))

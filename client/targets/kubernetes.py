@@ -7,10 +7,10 @@ a pod, directly; by a port-forward only where the login may not use the proxy.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from client.errors import ClientError, UsageError
-from client.targets import kubeconfig
+from client.targets import kubeconfig, ray_cluster
 from client.targets.endpoint import Endpoint
 from client.targets.port_forward import PortForwards
 from client.targets.ray_cluster import DASHBOARD, Api, Cluster, Object, clusters, find, token
@@ -65,9 +65,14 @@ def cluster(address: str) -> Cluster:
         Unreachable: the API server does not answer, or there is no such cluster.
         NotAuthorised: the login is not good for it.
     """
+    return Cluster(*_look_up(address))
+
+
+def _look_up(address: str) -> tuple[Api, Object]:
+    """The API server of an address, and the RayCluster there."""
     context, namespace, name = parts(address)
     api = Api(kubeconfig.login(context))
-    return Cluster(api, find(api, namespace, name))
+    return api, find(api, namespace, name)
 
 
 @contextmanager
@@ -82,14 +87,12 @@ def connect(address: str) -> Iterator[Endpoint]:
         Unreachable: the API server does not answer, or there is no such cluster.
         NotAuthorised: the login is not good for it.
     """
-    context, namespace, name = parts(address)
-    api = Api(kubeconfig.login(context))
-    found = find(api, namespace, name)
+    api, found = _look_up(address)
     ray, pods = Cluster(api, found), _pod_specs(found)
     in_pod, secret = api.login.context is None, token(api, found)
     header = "Authorization" if in_pod else "X-Ray-Authorization"  # the API server keeps the other for itself
     endpoint = Endpoint(
-        address=f"kubernetes://{quote(api.login.context or '', safe='')}/{ray.namespace}/{ray.name}",
+        address=ray_cluster.address(api.login, ray.namespace, ray.name),
         url=ray.url(DASHBOARD),
         agent=ray.agent,
         headers={header: f"Bearer {secret}"} if secret else {},

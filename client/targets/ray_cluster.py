@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from client.errors import ClientError, NotAuthorised, TimedOut, Unreachable, UsageError
 from client.targets import kubeconfig
@@ -67,13 +67,18 @@ def find(api: Api, namespace: str | None, name: str | None) -> Object:
     if len(found) == 1:
         return found[0]
     if found:
-        known = ", ".join(sorted(f"kubernetes://{api.login.context or ''}/{path(c)}" for c in found))
+        known = ", ".join(sorted(address(api.login, *path(c).split("/")) for c in found))
         raise UsageError(f"{len(found)} RayClusters in {where}: give one of them as the address: {known}")
     if api.get(RAY) is None:
         raise Unreachable(f"{api.login.url} knows no RayCluster: install the chart there first (`helm install`)")
     raise Unreachable(
         f"no RayCluster {f'{name} ' if name else ''}in {where}: install the chart, or give another address"
     )
+
+
+def address(login: kubeconfig.Login, namespace: str, name: str) -> str:
+    """What to give as --address to come back to a RayCluster."""
+    return f"kubernetes://{quote(login.context or '', safe='')}/{namespace}/{name}"
 
 
 def path(cluster: Object) -> str:
@@ -161,7 +166,7 @@ class Cluster:
 
     def head(self) -> Object | None:
         """Its head pod; of two, the one that is not on its way out."""
-        heads = [p for p in self.pods() if p["metadata"]["labels"].get("ray.io/node-type") == "head"]
+        heads = [p for p in self.pods() if node_type(p) == "head"]
         return min(heads, key=lambda p: "deletionTimestamp" in p["metadata"], default=None)
 
     def events(self, name: str) -> list[str]:
@@ -204,6 +209,16 @@ def head_ready(cluster: Object) -> bool:
     """Whether the operator saw the head ready."""
     conditions = {c["type"]: c for c in cluster.get("status", {}).get("conditions", ())}
     return bool(conditions.get("HeadPodReady", {}).get("status") == "True")
+
+
+def node_type(pod: Object) -> str:
+    """`head` or `worker`."""
+    return str(pod["metadata"]["labels"].get("ray.io/node-type", ""))
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether the kubelet saw all containers of a pod ready."""
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", ()))
 
 
 def why_not_ready(pod: Object) -> str:
