@@ -31,11 +31,17 @@ class Api:
         self._transport = Transport(Endpoint(at, login.url, lambda _: None, tls=login.tls, auth=login.auth))
 
     def get(self, path: str, **options: Any) -> Object | None:
-        """One object or list, or None where there is none."""
+        """One object or list, or None where there is none, or nothing of its kind."""
         try:
-            found: Object = self._transport.request("GET", path, **options).json()
+            response = self._transport.request("GET", path, **options)
         except NotFound:
             return None
+        if response.status_code == 404:  # of a kind that nobody has defined the server knows no path
+            return None
+        try:
+            found: Object = response.json()
+        except ValueError as error:
+            raise Unreachable(f"{self.login.url} does not answer as an API server does") from error
         return found
 
     def post(self, path: str, body: Object) -> Object:
