@@ -22,6 +22,7 @@ def submit(
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    accelerator: str | None = None,
     allow_plain: bool = False,
     **arguments: Any,
 ) -> job.Job:
@@ -38,6 +39,7 @@ def submit(
         name: what the dashboard shows.
         tags: names and values recorded with the job.
         timeout: seconds the job may run.
+        accelerator: the kind of GPU that the driver wants, as Ray names it: L4.
         allow_plain: take an `env` name that looks like a secret's.
         **arguments: of Ray's `JobSubmissionClient.submit_job`: submission_id, runtime_env, entrypoint_num_cpus, ...
 
@@ -56,6 +58,7 @@ def submit(
         name=name,
         tags=tags or {},
         timeout=timeout,
+        accelerator=accelerator,
         allow_plain=allow_plain,
         arguments=arguments,
     )

@@ -39,6 +39,7 @@ _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list}  # 
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
 _RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name")
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
+_ACCELERATOR = "accelerator_type:"
 _KILL_SECONDS = STOP_SECONDS  # `timeout` counts them after a stop too
 
 
@@ -56,6 +57,8 @@ class JobSpec:
         name: what the dashboard shows.
         tags: names and values recorded with the job.
         timeout: seconds the job may run.
+        accelerator: the kind of GPU that the driver wants, as Ray names it: L4, A100. It gets one, if
+            `entrypoint_num_gpus` does not say how many.
         allow_plain: take an `env` name that looks like a secret's.
         arguments: of the Job SDK's `submit_job`, by its own names; the fields above win.
     """
@@ -68,6 +71,7 @@ class JobSpec:
     name: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
+    accelerator: str | None = None
     allow_plain: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,8 +84,15 @@ class JobSpec:
         if unknown := sorted(map(str, self.arguments.keys() - FILE_KEYS)):
             raise UsageError(f"unknown key {unknown[0]} in the job file: it takes {', '.join(FILE_KEYS)}")
         given = {name: value for name, value in self.arguments.items() if value is not None}  # as Ray's SDK takes it
-        object.__setattr__(self, "arguments", given)
         _check_kinds(given, FILE_KEYS)
+        if (
+            self.accelerator
+        ):  # Ray's own amount (ray/_common/ray_option_utils.py): it asks for the kind, and uses up none
+            kind = {f"{_ACCELERATOR}{self.accelerator}": 0.001}
+            given = {"entrypoint_num_gpus": 1, **given} | {
+                "entrypoint_resources": {**given.get("entrypoint_resources", {}), **kind}
+            }
+        object.__setattr__(self, "arguments", given)
         _check_kinds(self._runtime_env(), _RUNTIME_ENV_KEYS)
         if not self.script and not any(self.command) and not self.arguments.get("entrypoint"):
             raise UsageError("there is nothing to run: give a SCRIPT, or -- and a COMMAND")
@@ -153,10 +164,17 @@ class JobSpec:
         Raises:
             UsageError: none has.
         """
-        wanted = self.arguments.get("entrypoint_num_gpus") or 0
-        if endpoint.gpus is not None and wanted > max(endpoint.gpus.values(), default=0):
-            known = ", ".join(f"{name} {gpus:g}" for name, gpus in endpoint.gpus.items()) or "none"
-            raise UsageError(f"no node of the cluster has the {wanted:g} GPUs that the driver wants: they have {known}")
+        custom = self.arguments.get("entrypoint_resources", {})
+        wanted = {name: amount for name, amount in custom.items() if name.startswith(_ACCELERATOR)}
+        wanted["GPU"] = self.arguments.get("entrypoint_num_gpus", 0)
+        nodes = endpoint.nodes
+        if nodes is None or any(all(has.get(n, 0) >= wanted[n] for n in wanted) for has in nodes.values()):
+            return
+        known = ", ".join(f"{name} has {_gpus(has)}" for name, has in nodes.items())
+        raise UsageError(
+            f"no node of the cluster has the {_gpus(wanted)} that the driver wants: {known} (a group tells its kind in "
+            'rayStartParams, as resources: {"accelerator_type:L4": 1})'
+        )
 
     def check_files(self) -> None:
         """Check that the folder and the script are there, before a cluster is asked anything.
@@ -216,6 +234,11 @@ def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
         fits = isinstance(value, (int, float) if kind is float else kind)
         if not fits or (kind is float and not 0 <= value < math.inf):
             raise UsageError(f"{name} must be {_KINDS[kind]}")
+
+
+def _gpus(resources: Mapping[str, float]) -> str:
+    kinds = [name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)]
+    return " ".join([f"{resources['GPU']:g} GPU", *kinds])
 
 
 def _user() -> str:

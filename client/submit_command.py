@@ -42,6 +42,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
 @click.option("--runtime-env", "runtime_env", metavar="FILE", help="A runtime_env of Ray, in YAML or JSON.")
 @click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="CPUs kept for the driver itself.")
 @click.option("--num-gpus", type=click.FloatRange(min=0), metavar="N", help="GPUs kept for the driver itself.")
+@click.option("--accelerator", metavar="KIND", help="The kind of GPU for the driver, as Ray names it: L4, A100, ...")
 @click.option("--name", help="What the dashboard shows as the job's name.")
 @click.option("--tag", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Recorded with the job.")
 @click.option("--id", "submission_id", metavar="ID", help="The job's id. The same id and job again attaches.")

@@ -50,7 +50,8 @@ class Endpoint:
         runs_in: whether the cluster's own processes run in a folder. A job there needs no runtime_env, and so is given
             the workers that Ray has started already.
         secrets: the folders of the job's own containers in which Secrets are mounted, by the Secret's name.
-        gpus: the GPUs of each kind of node that the cluster can have, by its name; None where that is not known.
+        nodes: the GPUs and accelerators of each kind of node that the cluster can have, by its name, as Ray names
+            resources: GPU, accelerator_type:L4; None where that is not known.
         ends_with_us: the cluster ends when this client does.
         ready: waits until jobs are taken, so many seconds at most, and tells why it waits; raises TimedOut, or
             Unreachable where that will not be.
@@ -66,6 +67,6 @@ class Endpoint:
     in_place: bool = False
     runs_in: Callable[[Path], bool] = lambda _: False
     secrets: Mapping[str, str] = field(default_factory=dict)
-    gpus: Mapping[str, float] | None = None
+    nodes: Mapping[str, Mapping[str, float]] | None = None
     ends_with_us: bool = False
     ready: Callable[[Callable[[str], object], float], None] = lambda note, seconds: None

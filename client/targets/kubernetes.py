@@ -4,6 +4,8 @@ Everything goes through the API server's proxy: no port-forward, no local port, 
 a pod, directly; by a port-forward only where the login may not use the proxy.
 """
 
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,18 +30,34 @@ def parts(address: str) -> tuple[str | None, str | None, str | None]:
     return context, namespace, cluster
 
 
-def _pod_specs(cluster: Object) -> dict[str, Object]:
-    """The pods that the cluster may have, by group."""
+def _groups(cluster: Object) -> dict[str, Object]:
+    """The groups of pods that the cluster may have, by name."""
     spec = cluster["spec"]
     most = "maxReplicas" if spec.get("enableInTreeAutoscaling") else "replicas"
-    groups = {g["groupName"]: g for g in spec.get("workerGroupSpecs") or () if g.get(most, 1)}
-    return {name: group["template"]["spec"] for name, group in {"head": spec["headGroupSpec"], **groups}.items()}
+    workers = {g["groupName"]: g for g in spec.get("workerGroupSpecs") or () if g.get(most, 1)}
+    return {"head": spec["headGroupSpec"], **workers}
 
 
-def _gpus(pod: Object) -> float:
-    """The GPUs of a pod's Ray container, as KubeRay counts them: every resource whose name ends in `gpu`."""
-    limits = pod["containers"][0].get("resources", {}).get("limits") or {}
-    return sum(float(amount) for name, amount in limits.items() if name.endswith("gpu"))
+def _resources(group: Object) -> dict[str, float]:
+    """The GPUs and accelerators of a group's pod, from where Ray's autoscaler has them.
+
+    Every limit of the Ray container whose name ends in `gpu` counts, unless `rayStartParams` or, before them, the
+    group's `resources` say how many (ray/autoscaler/_private/kuberay/autoscaling_config.py, 2.60).
+    """
+    start, limits = group.get("rayStartParams") or {}, group["template"]["spec"]["containers"][0].get("resources") or {}
+    gpus = sum(float(amount) for name, amount in (limits.get("limits") or {}).items() if name.endswith("gpu"))
+    custom = _custom_resources(start.get("resources", "")) | (group.get("resources") or {})
+    kinds = {name: float(amount) for name, amount in custom.items() if name.startswith("accelerator_type:")}
+    return {**kinds, "GPU": float(custom.get("GPU", start.get("num-gpus", gpus)))}
+
+
+def _custom_resources(quoted: str) -> dict[str, float]:
+    """Resources as `rayStartParams` have them: JSON, quoted for the shell that starts Ray."""
+    try:
+        found: dict[str, float] = json.loads("".join(shlex.split(quoted)) or "{}")
+    except ValueError:
+        return {}  # Ray does not start with them
+    return found
 
 
 def _secrets(pod: Object) -> dict[str, str]:
@@ -88,7 +106,7 @@ def connect(address: str) -> Iterator[Endpoint]:
         NotAuthorised: the login is not good for it.
     """
     api, found = _look_up(address)
-    ray, pods = Cluster(api, found), _pod_specs(found)
+    ray, groups = Cluster(api, found), _groups(found)
     in_pod, secret = api.login.context is None, token(api, found)
     header = "Authorization" if in_pod else "X-Ray-Authorization"  # the API server keeps the other for itself
     endpoint = Endpoint(
@@ -98,8 +116,8 @@ def connect(address: str) -> Iterator[Endpoint]:
         headers={header: f"Bearer {secret}"} if secret else {},
         tls=None if in_pod else api.login.tls,
         auth=None if in_pod else api.login.auth,
-        secrets=_secrets(pods["head"]),
-        gpus={group: _gpus(pod) for group, pod in pods.items()},
+        secrets=_secrets(groups["head"]["template"]["spec"]),
+        nodes={name: _resources(group) for name, group in groups.items()},
         ready=ray.ready,
     )
     if in_pod or not (refused := _proxy_refused(ray)):
@@ -124,6 +142,6 @@ def _proxy_refused(ray: Cluster) -> Forbidden | None:
         ray.api.get(f"{ray.url(DASHBOARD)}/api/version", timeout=_PROBE_TIMEOUT)
     except Forbidden as error:
         return error
-    except (ClientError, ValueError):
+    except ClientError:
         pass  # Ray refuses it without the token, or is not there yet
     return None

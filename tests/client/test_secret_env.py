@@ -67,10 +67,3 @@ def test_what_cannot_be(endpoint: Endpoint, name: str, where: str | None, words:
 def test_a_target_without_secrets() -> None:
     with pytest.raises(UsageError, match="it has none"):
         exports({"A": None}, Endpoint("embedded", "http://a", lambda _: None))
-
-
-def test_gpus_that_no_node_has() -> None:
-    endpoint = Endpoint("a", "http://a", lambda _: None, gpus={"head": 0, "l4": 1})
-    JobSpec(command=["x"], arguments={"entrypoint_num_gpus": 1}).check_gpus(endpoint)
-    with pytest.raises(UsageError, match="the 2 GPUs that the driver wants: they have head 0, l4 1"):
-        JobSpec(command=["x"], arguments={"entrypoint_num_gpus": 2}).check_gpus(endpoint)

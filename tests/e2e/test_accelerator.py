@@ -1,0 +1,51 @@
+"""A driver that asks for a kind of GPU, on a group that has no pod until then: Ray's autoscaler makes one.
+
+The GPU is one of Ray's bookkeeping alone (`num-gpus`), which is all that the way to it needs.
+"""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from tests.e2e._cluster import new_cluster
+from tests.e2e.conftest import until
+from tests.e2e.test_client import client, driver
+
+SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+VALUES = {
+    "ray-cluster": {
+        "head": {
+            "enableInTreeAutoscaling": True,
+            "autoscalerOptions": {"resources": SMALL, "idleTimeoutSeconds": 5},
+            "rayStartParams": {"num-cpus": "0"},
+        },
+        "worker": {
+            "groupName": "l4",
+            "replicas": 0,
+            "minReplicas": 0,
+            "maxReplicas": 1,
+            "rayStartParams": {"num-gpus": "1", "resources": '"{\\"accelerator_type:L4\\": 1}"'},
+            "resources": SMALL,
+        },
+    }
+}
+WHERE = "import os; print(os.uname().nodename, os.environ['CUDA_VISIBLE_DEVICES'])"
+
+
+def test_an_accelerator_of_a_group_without_pods(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump(VALUES))
+    with new_cluster("accelerator", values=[str(values)]) as ray:
+        until("the head", lambda: ray.pods("head"), namespace=ray.namespace)
+        refused = client(ray.namespace, "submit", "--accelerator", "A100", "--", "true")
+        assert refused.returncode == 2, refused.stderr
+        assert b"1 GPU A100 that the driver wants: head has 0 GPU, l4 has 1 GPU L4" in refused.stderr
+        assert not ray.pods("worker")
+
+        done = client(ray.namespace, "submit", "--accelerator", "L4", "--", "python", "-c", WHERE, timeout=240)
+        assert done.returncode == 0, done.stderr
+        host, gpu = driver(done).decode().split()
+        assert host.startswith("ray-l4-worker-") and gpu == "0"
+        assert len(json.loads(client(ray.namespace, "list", "-o", "json").stdout)) == 1
+        until("the pod ends when it is idle", lambda: not ray.pods("worker"), timeout=120, namespace=ray.namespace)
