@@ -35,7 +35,7 @@ bench: $(VENV)/.done  ## measure the client beside Ray's own tools
 
 bench-cluster: $(VENV)/.done  ## measure on the cluster of the current kubeconfig
 	@$(CHARTS)
-	$(BIN)/python ci/bench_cluster.py
+	$(BIN)/python -m ci.bench_cluster
 
 # Without uv's own variables a lock is the same on every machine; it names no index.
 lock: $(VENV)/.done  ## refresh the locked requirements

@@ -1,0 +1,154 @@
+"""The sides of `ci/bench_cluster.py` that are about the chart and its image."""
+
+import base64
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+Sides = list[Callable[[], float]]
+ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "charts" / "ray-workload"
+VALUES = CHART / "values-local.yaml"
+IMAGE, PLAIN_IMAGE = "ray-workload:dev", "ray-workload:no-bytecode"
+LIMIT_SECONDS = 300
+POLL_SECONDS = 0.02
+HELLO = "import ray; ray.init(); print(ray.get(ray.remote(lambda: 'hello').remote()))"
+IMPORTS = "import click, kubernetes, numpy, pathspec, psutil, pyhelm3, ray, ray.job_submission, requests, rich, yaml"
+# What fits two clusters on a small node. The limits, which are what slows a start, stay each side's own.
+REQUESTS = [f"{group}.resources.requests.cpu=100m" for group in ("head", "worker")]
+
+
+def run(*command: str, **more: str) -> str:
+    """Run a command, and return what it printed."""
+    env = {**os.environ, **more}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"exit code {done.returncode} from {' '.join(command)}:\n{done.stderr}")
+    return done.stdout
+
+
+def timed(act: Callable[[], object]) -> float:
+    """How long something takes, in seconds."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def namespace() -> Iterator[str]:
+    """A namespace of its own; the releases in it are removed, and then it."""
+    name = f"bench-{secrets.token_hex(4)}"
+    run("kubectl", "create", "namespace", name)
+    try:
+        yield name
+    finally:
+        for release in run("helm", "list", "-q", "-n", name).split()[::-1]:  # the cluster before the operator
+            run("helm", "uninstall", release, "-n", name, "--wait")
+        run("kubectl", "delete", "namespace", name)
+
+
+def install(into: str, image: str = IMAGE) -> None:
+    """Our chart, until the cluster is ready."""
+    run("helm", "install", "ray", str(CHART), "-n", into, "-f", str(VALUES), "--set", ",".join(sets(image)))
+    wait_ready(into)
+
+
+def sets(image: str = IMAGE) -> list[str]:
+    """The values of our chart that are the measurement's own."""
+    repository, tag = image.split(":")
+    of_cluster = (*REQUESTS, f"image.repository={repository}", f"image.tag={tag}")
+    return [*(f"ray-cluster.{s}" for s in of_cluster), "api.type=ClusterIP", "api.nodePort=null"]  # two at once
+
+
+def install_upstream(into: str) -> None:
+    """Upstream's charts with their defaults but for the image, until the cluster is ready."""
+    operator, cluster = (str(next(CHART.glob(f"charts/{name}-*.tgz"))) for name in ("kuberay-operator", "ray-cluster"))
+    run("helm", "install", "operator", operator, "-n", into)
+    repository, tag = IMAGE.split(":")
+    given = [*REQUESTS, f"image.repository={repository}", f"image.tag={tag}"]
+    run("helm", "install", "ray", cluster, "-n", into, "--set", ",".join(given))
+    wait_ready(into)
+
+
+def wait_ready(within: str) -> None:
+    """Until the only RayCluster there is ready."""
+    name = run("kubectl", "get", "raycluster", "-n", within, "-o", "name").strip()
+    run("kubectl", "wait", "-n", within, name, "--for=jsonpath={.status.state}=ready", f"--timeout={LIMIT_SECONDS}s")
+
+
+def measure_install(how: Callable[[str], object]) -> float:
+    """One install in a fresh namespace."""
+    with namespace() as name:
+        return timed(lambda: how(name))
+
+
+@contextmanager
+def api_server() -> Iterator[str]:
+    """The API server on a free local port, with the kubeconfig's login."""
+    with subprocess.Popen(["kubectl", "proxy", "--port=0"], stdout=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stdout
+        yield f"http://{proxy.stdout.readline().split()[-1]}"
+        proxy.terminate()
+
+
+@contextmanager
+def cluster(image: str) -> Iterator[Callable[[], float]]:
+    """A cluster of an image. Yields what runs one job on it, and returns the seconds from its POST to its end."""
+    with namespace() as name, api_server() as server, requests.Session() as session:
+        install(name, image)
+        session.headers["X-Ray-Authorization"] = f"Bearer {token(name)}"
+        jobs = f"{server}/api/v1/namespaces/{name}/services/http:ray-api:8265/proxy/api/jobs/"
+
+        def job() -> float:
+            began = time.perf_counter()
+            sent = session.post(jobs, json={"entrypoint": f'python -c "{HELLO}"'}, timeout=30).json()
+            status = ""
+            while status not in ("SUCCEEDED", "FAILED", "STOPPED"):
+                time.sleep(POLL_SECONDS)
+                status = session.get(jobs + sent["submission_id"], timeout=30).json()["status"]
+            if status != "SUCCEEDED":
+                raise SystemExit(f"the job {sent['submission_id']} ended {status}")
+            return time.perf_counter() - began
+
+        job()  # the first of a head is slower
+        yield job
+
+
+def token(namespace: str) -> str:
+    """What the cluster there asks for."""
+    secret = json.loads(run("kubectl", "get", "secret", "ray-auth-token", "-n", namespace, "-o", "json"))
+    return base64.b64decode(secret["data"]["auth_token"]).decode()
+
+
+def measure_imports() -> float:
+    """In a pod of the image: from the start of its first process to the end of the imports."""
+    script = f"import time; {IMPORTS}; print(time.time() - psutil.Process(1).create_time())"
+    with namespace() as name:
+        how = (f"--image={IMAGE}", "--image-pull-policy=Never", "--restart=Never")
+        run("kubectl", "run", "imports", "-n", name, *how, "--command", "--", "python", "-c", script)
+        run("kubectl", "wait", "-n", name, "pod/imports", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
+        return float(run("kubectl", "logs", "-n", name, "imports"))
+
+
+def measure_pip() -> float:
+    """What users do without an image: a virtual environment, the same lock, the same imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        python = f"{folder}/bin/python"
+
+        def all_of_it() -> None:
+            run(sys.executable, "-m", "venv", folder)
+            run(python, "-m", "pip", "install", "-q", "--no-cache-dir", "--require-hashes", "-r", "requirements.txt")
+            run(python, "-c", IMPORTS)
+
+        return timed(all_of_it)
