@@ -101,7 +101,7 @@ def status(address: str | None, as_json: bool, submission_id: str | None) -> Non
             data = output.job_data(jobs.get(submission_id))
         else:
             where = {"address": endpoint.address, "url": endpoint.url, "source": chosen.source}
-            data = {**where, **jobs.version(), "resources": jobs.resources()}
+            data = {**where, **endpoint.facts(), **jobs.version(), "resources": jobs.resources()}
     output.print_json(data) if as_json else output.print_pairs(data)
 
 

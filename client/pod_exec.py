@@ -70,10 +70,10 @@ def find(address: str, worker: int | None) -> Place:
         if worker >= len(workers):
             known = f"{len(workers)} workers: give --worker 0 to {len(workers) - 1}"
             known = {0: "no worker", 1: "one worker: give --worker 0"}.get(len(workers), known)
-            raise UsageError(f"RayCluster {cluster.namespace}/{cluster.name} has {known}")
+            raise UsageError(f"{cluster} has {known}")
         pod = workers[worker]
     if not pod:
-        raise Unreachable(f"RayCluster {cluster.namespace}/{cluster.name} has no head pod: see `doctor`")
+        raise Unreachable(f"{cluster} has no head pod: see `doctor`")
     container = _ray_container(cluster.read(), pod)
     states = {c["name"]: c["state"] for c in pod.get("status", {}).get("containerStatuses", ())}
     if "running" not in states.get(container, {}):

@@ -92,11 +92,10 @@ class Release:
             TimedOut: it is not ready, and why. Everything is left as it is.
         """
         cluster = self._cluster()
-        where = f"RayCluster {self.namespace}/{self.cluster}"
         while why := self._why(cluster):
             if time.monotonic() > end:
-                raise TimedOut(f"{where} is not ready in time: {why} (nothing was removed: `up` again goes on)")
-            tell(f"waiting for {where}: {why}")
+                raise TimedOut(f"{cluster} is not ready in time: {why} (nothing was removed: `up` again goes on)")
+            tell(f"waiting for {cluster}: {why}")
             time.sleep(_POLL_SECONDS)
 
     def _why(self, cluster: Cluster) -> str:

@@ -52,6 +52,7 @@ class Endpoint:
         secrets: the folders of the job's own containers in which Secrets are mounted, by the Secret's name.
         nodes: the GPUs and accelerators of each kind of node that the cluster can have, by its name, as Ray names
             resources: GPU, accelerator_type:L4; None where that is not known.
+        facts: what else is known of the cluster, by name, for whoever asks for its status.
         ends_with_us: the cluster ends when this client does.
         ready: waits until jobs are taken, so many seconds at most, and tells why it waits; raises TimedOut, or
             Unreachable where that will not be.
@@ -68,5 +69,6 @@ class Endpoint:
     runs_in: Callable[[Path], bool] = lambda _: False
     secrets: Mapping[str, str] = field(default_factory=dict)
     nodes: Mapping[str, Mapping[str, float]] | None = None
+    facts: Callable[[], Mapping[str, object]] = dict
     ends_with_us: bool = False
     ready: Callable[[Callable[[str], object], float], None] = lambda note, seconds: None

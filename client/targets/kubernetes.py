@@ -7,11 +7,11 @@ a pod, directly; by a port-forward only where the login may not use the proxy.
 import json
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from urllib.parse import unquote
 
-from client.errors import ClientError, UsageError
+from client.errors import ClientError, Unreachable, UsageError
 from client.targets import kubeconfig, ray_cluster
 from client.targets.endpoint import Endpoint
 from client.targets.port_forward import PortForwards
@@ -117,13 +117,16 @@ def connect(address: str) -> Iterator[Endpoint]:
         tls=None if in_pod else api.login.tls,
         auth=None if in_pod else api.login.auth,
         secrets=_secrets(groups["head"]["template"]["spec"]),
+        facts=ray.facts,
         nodes={name: _resources(group) for name, group in groups.items()},
         ready=ray.ready,
     )
-    if in_pod or not (refused := _proxy_refused(ray)):
-        yield endpoint
-        return
-    with PortForwards(ray) as forwards:
+    with ExitStack() as stack:
+        stack.enter_context(_saying_why(ray))
+        if in_pod or not (refused := _proxy_refused(ray)):
+            yield endpoint
+            return
+        forwards = stack.enter_context(PortForwards(ray))
         try:
             forwards.check()
         except Forbidden as error:
@@ -134,6 +137,21 @@ def connect(address: str) -> Iterator[Endpoint]:
             ray.ready(note, seconds)
 
         yield replace(endpoint, url=forwards.dashboard(), agent=forwards.agent, tls=None, auth=None, ready=ready)
+
+
+@contextmanager
+def _saying_why(ray: Cluster) -> Iterator[None]:
+    """Where nothing answers because the cluster is not ready, that is what the user wants to know."""
+    try:
+        yield
+    except Unreachable as error:
+        try:
+            why = ray.why()
+        except ClientError:
+            raise error from None
+        if not why:
+            raise
+        raise Unreachable(f"{ray} is not ready: {why}; `doctor` looks closer") from error
 
 
 def _proxy_refused(ray: Cluster) -> Forbidden | None:

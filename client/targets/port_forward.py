@@ -59,7 +59,7 @@ class PortForwards:
 
         def reach() -> stream.Stream:
             if not (head := self._cluster.head()):
-                raise Unreachable(f"RayCluster {self._cluster.namespace}/{self._cluster.name} has no head pod")
+                raise Unreachable(f"{self._cluster} has no head pod")
             return self._open(head, _port(head))
 
         return self._listen(reach)

@@ -6,6 +6,7 @@ CLUSTER-api, with the ports `dashboard` and `agent`, is preferred to the operato
 
 import base64
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -125,6 +126,9 @@ class Cluster:
         self.core = f"/api/v1/namespaces/{self.namespace}"
         self._agents: dict[str, str | None] = {}
 
+    def __str__(self) -> str:
+        return f"RayCluster {self.namespace}/{self.name}"
+
     @cached_property
     def service(self) -> str:
         """The Service to use; upstream's where the login may not look for the chart's."""
@@ -190,11 +194,21 @@ class Cluster:
         end, told = time.monotonic() + seconds, ""
         while (why := self.why()) and time.monotonic() < end:
             if why != told:
-                note(f"waiting for RayCluster {self.namespace}/{self.name}: {why}")
+                note(f"waiting for {self}: {why}")
                 told = why
             time.sleep(_POLL_SECONDS)
         if why:
-            raise TimedOut(f"RayCluster {self.namespace}/{self.name} is not ready after {seconds:g} s: {why}")
+            raise TimedOut(f"{self} is not ready after {seconds:g} s: {why}")
+
+    def facts(self) -> dict[str, object]:
+        """The release that it belongs to, and how many pods each group has ready, and should have."""
+        cluster, ready = self.read(), Counter(map(group, filter(is_ready, self.pods())))
+        workers = {g["groupName"]: g.get("replicas", 0) for g in cluster["spec"].get("workerGroupSpecs") or ()}
+        return {
+            "release": cluster["metadata"].get("annotations", {}).get("meta.helm.sh/release-name"),
+            "pods_ready": {name: ready[name] for name in ("head", *workers)},
+            "pods_wanted": {"head": 1, **workers},
+        }
 
     def why(self) -> str:
         """Why the head takes no jobs, or nothing where it does."""
@@ -202,7 +216,7 @@ class Cluster:
         if not cluster:
             return "it is gone"
         if cluster["spec"].get("suspend"):
-            return "it is suspended"
+            return "it is suspended, until its `suspend` is set to false"
         if head_ready(cluster):
             return ""
         if not (head := self.head()):
@@ -220,6 +234,12 @@ def head_ready(cluster: Object) -> bool:
 def node_type(pod: Object) -> str:
     """`head` or `worker`."""
     return str(pod["metadata"]["labels"].get("ray.io/node-type", ""))
+
+
+def group(pod: Object) -> str:
+    """`head`, or the name of the worker group."""
+    labels = pod["metadata"]["labels"]
+    return str(labels.get("ray.io/group", "")) if node_type(pod) == "worker" else "head"
 
 
 def is_ready(pod: Object) -> bool:

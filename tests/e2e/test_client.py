@@ -185,6 +185,13 @@ def test_a_submitter_submits_follows_lists_and_stops_and_no_more(cluster: str, t
     assert b"rayclusters" in refused.stderr and b"Role" in refused.stderr
 
 
+def test_the_status_of_the_cluster(cluster: str) -> None:
+    status = json.loads(client(cluster, "status", "-o", "json").stdout)
+    groups = {"head": 1, "workergroup": 1}
+    assert (status["release"], status["pods_ready"], status["pods_wanted"]) == ("ray", groups, groups)
+    assert status["resources"]["worker"] == 1
+
+
 def test_a_wrong_place_is_one_line(cluster: str) -> None:
     nowhere = client("no-such-namespace", "list")
     assert (nowhere.returncode, nowhere.stderr.count(b"\n")) == (69, 1), nowhere.stderr
@@ -209,6 +216,10 @@ def test_a_suspended_cluster_is_waited_for_and_several_are_listed(cluster: str) 
         cluster, "submit", "--address", f"kubernetes:///{cluster}/other", "--wait-cluster", "2", "--", "true"
     )
     assert waited.returncode == 124 and b"suspended" in waited.stderr
+    for command in (["list"], ["status"], ["logs", "x"], ["stop", "x"]):
+        done = client(cluster, command[0], "--address", f"kubernetes:///{cluster}/other", *command[1:])
+        assert (done.returncode, done.stderr.count(b"\n")) == (69, 1), done.stderr
+        assert f"RayCluster {cluster}/other is not ready: it is suspended".encode() in done.stderr
     kubectl("delete", "raycluster", "other", "-n", cluster)
 
 
