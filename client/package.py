@@ -14,6 +14,9 @@ from client.listing import Entry, Listing, shown, unusable
 
 LIMIT = 100 * 1024**2  # bytes of zip; Ray's DASHBOARD_CLIENT_MAX_SIZE, which the dashboard answers with a 413
 _CHUNK = 1024**2
+_COMPRESSED = frozenset(
+    ".7z .bz2 .gif .gz .jar .jpeg .jpg .lz4 .mp3 .mp4 .npz .parquet .png .tgz .webp .whl .xz .zip .zst".split()
+)
 
 
 @dataclass
@@ -33,15 +36,16 @@ class Package:
 
 def pack(listing: Listing, progress: Callable[[int], object] = lambda count: None) -> Package:
     """Packs a listing into a zip named after what is in it; `progress` gets the bytes read since its last call."""
-    from zipfile import ZIP_DEFLATED, ZipFile
+    from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
     digest = hashlib.sha256()
     handle, name = tempfile.mkstemp(prefix="ray_pkg_", suffix=".zip")
     try:
         with open(handle, "wb") as file, ZipFile(file, "w", ZIP_DEFLATED, compresslevel=1) as archive:
             for entry in listing.entries:
-                # A name, not a ZipInfo, gives the entry the level above and the date 1980-01-01.
-                with _open(entry) as source, archive.open(entry.path, "w", force_zip64=entry.size > 2**30) as sink:
+                # A name gives the entry the level above, a ZipInfo stores it; the date is 1980-01-01 either way.
+                name_or_info = ZipInfo(entry.path) if entry.source.suffix.lower() in _COMPRESSED else entry.path
+                with _open(entry) as source, archive.open(name_or_info, "w", force_zip64=entry.size > 2**30) as sink:
                     mode = os.fstat(source.fileno()).st_mode
                     digest.update(f"{entry.path}\0{mode & 0o777:o} {entry.size}\0".encode())
                     for chunk in _chunks(entry, source):

@@ -606,6 +606,16 @@ def test_the_same_tree_makes_the_same_uri_and_zip(tmp_path: Path) -> None:
         assert one.path.read_bytes() == two.path.read_bytes()
 
 
+def test_what_is_compressed_already_is_stored(root: Path) -> None:
+    text = "x" * 10_000
+    write(root, "a.py", "b.PNG", "c.tar.gz", text=text)
+    with pack(listing(root)) as package, zipfile.ZipFile(package.path) as archive:
+        stored = [info.filename for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
+        assert stored == ["b.PNG", "c.tar.gz"]
+        assert {archive.read(name) for name in archive.namelist()} == {text.encode()}
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "content": lambda tree: (tree / "a").write_text("y"),
     "chmod +x": lambda tree: (tree / "a").chmod(0o755),
