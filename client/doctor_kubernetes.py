@@ -20,7 +20,6 @@ from client.targets.ray_cluster import (
     node_type,
     token,
     token_ref,
-    why_not_ready,
 )
 from client.transport import Forbidden, NotFound
 
@@ -166,7 +165,7 @@ def _pods(report: Report, ray: Cluster, found: Object) -> None:
         head = node_type(pod) == "head"
         status = FAIL if head and not head_ready(ray.read()) else WARN
         look = f"look at it: `kubectl -n {ray.namespace} describe pod {pod['metadata']['name']}`"
-        report.add("pods", status, why_not_ready(pod), look)
+        report.add("pods", status, ray.api.why(pod), look)
     ready = len(pods) - len(waiting)
     if ready >= wanted:
         report.add("pods", OK, f"{ready} ready")

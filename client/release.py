@@ -1,11 +1,11 @@
 """What a release waits for: its RayCluster, its operator, its hooks."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from client.errors import ClientError, TimedOut
 from client.targets.kubeconfig import Login
-from client.targets.ray_cluster import Api, Cluster, Object, is_ready, node_type, why_not_ready
+from client.targets.ray_cluster import Api, Cluster, Object, is_ready, node_type, started
 from client.transport import NotFound
 
 Tell = Callable[[str], object]
@@ -13,7 +13,6 @@ _INSTANCE = "app.kubernetes.io/instance"
 _POLL_SECONDS = 0.25
 _HOOK_SECONDS = 30.0  # for a hook's pod to start
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-_ON_THE_WAY = ("Pulling", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # events of a pod's start
 _NOT_LISTED = ("events", "customresourcedefinitions")
 _DISCOVERY = ",".join(
     f"application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList" for version in ("v2", "v2beta1")
@@ -111,12 +110,12 @@ class Release:
         if "head" in ready and ready.count("worker") >= least and status.get("state") == "ready":
             return ""
         if waiting := next((p for p in pods if not is_ready(p)), None):
-            return self._why_pod(waiting)
+            return self.api.why(waiting)
         if "head" not in ready:
             return self._operator() or cluster.why() or "it has no head pod yet"
         if ready.count("worker") < least:
-            said = cluster.events(str(self.cluster))
-            return f"{ready.count('worker')} of {least} workers are there" + (f": {said[-1]}" if said else "")
+            said = self.api.said(self.namespace, str(self.cluster))
+            return f"{ready.count('worker')} of {least} workers are there" + (f": {said}" if said else "")
         return str(status.get("reason") or "the operator has not said so yet")
 
     def pods(self) -> int:
@@ -133,18 +132,6 @@ class Release:
             self.api.delete(f"{self.core}/pods/{pod['metadata']['name']}")
         return bool(stuck)
 
-    def _why_pod(self, pod: Object) -> str:
-        why, name = " ".join(why_not_ready(pod).split()), pod["metadata"]["name"]
-        if not why.endswith("is starting") or started(pod):
-            return why
-        return why + self._said(name, _ON_THE_WAY)
-
-    def _said(self, name: str, reasons: Sequence[str]) -> str:
-        """The newest event of an object that has one of these reasons."""
-        events = self.api.list(f"{self.core}/events?fieldSelector=involvedObject.name%3D{name}")
-        said = [" ".join(e.get("message", "").split()) for e in events if e.get("reason") in reasons]
-        return f": {said[-1]}" if said else ""
-
     def _operator(self) -> str:
         """What the release's own operator waits for, if it has one that does not run."""
         selector = f"{self.selector},app.kubernetes.io%2Fname%3Dkuberay-operator"
@@ -156,7 +143,7 @@ class Release:
                     return f"the operator has no pod: {condition['message']}"
             pods = self.api.list(f"{self.core}/pods?{selector}")
             waiting = next((p for p in pods if not is_ready(p) and "deletionTimestamp" not in p["metadata"]), None)
-            return f"the operator: {self._why_pod(waiting)}" if waiting else "the operator is starting"
+            return f"the operator: {self.api.why(waiting)}" if waiting else "the operator is starting"
         return ""
 
     def hook_waits_for(self) -> str:
@@ -178,7 +165,8 @@ class Release:
             if not is_hook(job) or any(map(started, pods)) or job.get("status", {}).get("conditions"):
                 continue
             since = self._hook_since.setdefault(job["metadata"]["uid"], time.monotonic())
-            why = self._why_pod(pods[0]) if pods else f"job {name} has no pod{self._said(name, ('FailedCreate',))}"
+            said = self.api.said(self.namespace, name, ("FailedCreate",)) if not pods else ""
+            why = self.api.why(pods[0]) if pods else f"job {name} has no pod{f': {said}' if said else ''}"
             if any(reason in why for reason in _NO_IMAGE) or time.monotonic() - since > _HOOK_SECONDS:
                 raise HookStuckError(why)
             return why
@@ -188,12 +176,6 @@ class Release:
 def is_hook(found: Object) -> bool:
     """Whether helm made it for one of the chart's hooks."""
     return "helm.sh/hook" in found["metadata"].get("annotations", {})
-
-
-def started(pod: Object) -> bool:
-    """Whether a container of it, but for those that run before, was ever started."""
-    containers = pod.get("status", {}).get("containerStatuses", ())
-    return any(c.get("restartCount") or not {"running", "terminated"}.isdisjoint(c["state"]) for c in containers)
 
 
 def _older(pods: Iterable[Object], cluster: Object) -> list[Object]:

@@ -7,7 +7,7 @@ CLUSTER-api, with the ports `dashboard` and `agent`, is preferred to the operato
 import base64
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -18,6 +18,7 @@ from client.targets.endpoint import Endpoint
 from client.transport import NotFound, Transport
 
 _POLL_SECONDS = 0.5
+_ON_THE_WAY = ("Pulling", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # events of a pod's start
 DASHBOARD, AGENT = 8265, 52365
 RAY = "/apis/ray.io/v1"
 Object = dict[str, Any]
@@ -54,6 +55,20 @@ class Api:
         """The items of a list."""
         items: list[Object] = (self.get(path) or {}).get("items", [])
         return items
+
+    def said(self, namespace: str, name: str, reasons: Sequence[str] = ()) -> str:
+        """The newest event of an object that has one of these reasons, or without reasons the newest warning."""
+        events = self.list(f"/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name%3D{name}")
+        fitting = [e for e in events if (e.get("reason") in reasons if reasons else e.get("type") == "Warning")]
+        return " ".join(fitting[-1].get("message", "").split()) if fitting else ""
+
+    def why(self, pod: Object) -> str:
+        """Why a pod is not ready: what it says itself, and while nothing of it runs what was said of its start."""
+        why, metadata = why_not_ready(pod), pod["metadata"]
+        if not why.endswith("is starting") or started(pod):
+            return why
+        said = self.said(metadata["namespace"], metadata["name"], _ON_THE_WAY)
+        return f"{why}: {said}" if said else why
 
 
 def clusters(api: Api, namespace: str | None) -> list[Object]:
@@ -179,11 +194,6 @@ class Cluster:
         heads = [p for p in self.pods() if node_type(p) == "head"]
         return min(heads, key=lambda p: "deletionTimestamp" in p["metadata"], default=None)
 
-    def events(self, name: str) -> list[str]:
-        """What was said of an object, the newest last."""
-        events = self.api.list(f"{self.core}/events?fieldSelector=involvedObject.name%3D{name}")
-        return [e.get("message", "") for e in events if e.get("type") == "Warning"]
-
     def ready(self, note: Callable[[str], object], seconds: float) -> None:
         """Wait until the head takes jobs.
 
@@ -220,9 +230,9 @@ class Cluster:
         if head_ready(cluster):
             return ""
         if not (head := self.head()):
-            said = self.events(self.name)
-            return said[-1] if said else "it has no head pod yet (is a KubeRay operator running?)"
-        return why_not_ready(head)
+            said = self.api.said(self.namespace, self.name)
+            return said or "it has no head pod yet (is a KubeRay operator running?)"
+        return self.api.why(head)
 
 
 def head_ready(cluster: Object) -> bool:
@@ -252,9 +262,15 @@ def why_not_ready(pod: Object) -> str:
     status, name = pod.get("status", {}), pod["metadata"]["name"]
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"pod {name} has no node: {condition.get('message', condition.get('reason'))}"
+            return f"pod {name} has no node: {' '.join(condition.get('message', condition.get('reason')).split())}"
     for container in [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]:
         waiting = container["state"].get("waiting", {})
         if waiting.get("message"):
-            return f"pod {name}: {waiting['reason']}: {waiting['message']}"
+            return f"pod {name}: {waiting['reason']}: {' '.join(waiting['message'].split())}"
     return f"pod {name} is starting"
+
+
+def started(pod: Object) -> bool:
+    """Whether a container of it, but for those that run before, was ever started."""
+    containers = pod.get("status", {}).get("containerStatuses", ())
+    return any(c.get("restartCount") or not {"running", "terminated"}.isdisjoint(c["state"]) for c in containers)
