@@ -2,6 +2,7 @@
 tests/e2e."""
 
 import base64
+import json
 import os
 import socket
 import subprocess
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from client.errors import UsageError
+from client.errors import NotAuthorised, Unreachable, UsageError
 from client.targets import kubeconfig, kubernetes, resolve
+from client.targets.ray_cluster import Api
+from tests.client.server import serving
 from tests.conftest import Cli
 
 
@@ -109,6 +112,57 @@ def test_a_login_plugin_that_fails(run: Cli, tmp_path: Path, closed: str) -> Non
     assert b"no-such-plugin" in done.stderr and b"log in again" in done.stderr
 
 
+def plugin(folder: Path, script: str) -> dict[str, Any]:
+    """A kubeconfig's user whose plugin is this shell script, which also counts its calls."""
+    path = folder / "login"
+    path.write_text(f"#!/bin/sh\ncd {folder}\necho >> calls\n{script}\n")
+    path.chmod(0o700)
+    return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(path)}}
+
+
+def gives(token: str) -> str:
+    status = {"token": token}
+    credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
+    return f"printf '{json.dumps(credential)}' $(wc -l < calls)"
+
+
+def test_a_login_that_is_refused_is_asked_for_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"t0k3n-2"}
+
+    def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        if handler.path == "/ray":
+            return 401, {"Content-Type": "text/plain"}, b"Unauthorized: no token"
+        good = handler.headers["Authorization"].removeprefix("Bearer ") in taken
+        return 200 if good else 401, {"Content-Type": "application/json"}, b'{"kind": "Status", "message": "x"}'
+
+    def calls() -> int:
+        return (tmp_path / "calls").read_text().count("\n")
+
+    with serving(answer) as url:
+        monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, url, plugin(tmp_path, gives("t0k3n-%s")))))
+        api = Api(kubeconfig.login("far"))
+        assert (calls(), api.get("/version") is not None, calls()) == (1, True, 2)
+        with pytest.raises(NotAuthorised):
+            api.get("/ray")  # Ray does not take its own token: that says nothing of the login
+        assert calls() == 2
+        taken.clear()
+        with pytest.raises(NotAuthorised, match="log in again"):
+            api.get("/version")
+        assert calls() == 3
+        (tmp_path / "login").unlink()
+        with pytest.raises(Unreachable, match="login, which knows the login of context far"):
+            api.get("/version")  # whoever follows a job tries on
+
+
+@pytest.mark.parametrize("token", ["t0p\nsecret", "t0psecret\x00", "t0psecret-ä"])
+def test_a_token_that_is_none_is_not_said_aloud(run: Cli, tmp_path: Path, closed: str, token: str) -> None:
+    for user in ({"token": token}, {"tokenFile": str(tmp_path / "token")}):
+        (tmp_path / "token").write_text(token)
+        done = run("list", "--address", "kubernetes", env={"KUBECONFIG": str(config(tmp_path, closed, user))})
+        assert (done.returncode, done.stderr.count(b"\n")) == (77, 1), done.stderr
+        assert b"t0p" not in done.stderr and b"log in again" in done.stderr
+
+
 def test_a_private_key_is_not_left_in_a_file(run: Cli, tmp_path: Path, closed: str) -> None:
     command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout key -out certificate"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
@@ -131,3 +185,26 @@ def test_a_local_context_that_is_down_is_passed_over(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, closed, {}, "kind-off")))
     assert resolve(None).value == "embedded"
+
+
+def test_an_api_server_that_has_never_heard_of_ray(run: Cli, tmp_path: Path) -> None:
+    """Of a group that nobody has defined it knows no path, and says so as any web server would."""
+
+    def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        if handler.path.startswith("/apis/ray.io"):
+            return 404, {"Content-Type": "text/plain; charset=utf-8"}, b"404 page not found\n"
+        me = {"gitVersion": "v1.34.4", "status": {"userInfo": {"username": "me"}}}
+        return 200, {"Content-Type": "application/json"}, json.dumps(me).encode()
+
+    with serving(answer) as url:
+        env = {"KUBECONFIG": str(config(tmp_path, url, {"token": "l0gin"}, "kind-none"))}
+        for args in (["list"], ["status"], ["exec", "--", "true"], ["submit", "--", "true"]):
+            done = run(args[0], "--address", "kubernetes", *args[1:], env=env)
+            said = done.stderr.decode().splitlines()
+            assert (done.returncode, len(said)) == (69, 2 if "address kubernetes" in said[0] else 1), said
+            assert said[-1].endswith("knows no RayCluster: install the chart there first (`helm install`)")
+        done = run("doctor", "--address", "kubernetes", env=env)
+        assert (done.returncode, done.stderr) == (1, b"")
+        assert b"knows no RayCluster" in done.stdout.splitlines()[-1]
+        done = run("list", env=env)  # unasked, it is passed over
+        assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
