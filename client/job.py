@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from sys import executable
+from threading import Thread
 from typing import Any
 
 from client import follow
@@ -195,8 +196,7 @@ def submit(
             note(f"not uploaded, it looks like a secret: {secret} (`!{secret}` in .rayignore sends it)")
         with _packed(files, progress) as package:
             arguments = spec.sdk_arguments(endpoint, _uri(spec, endpoint, package))
-            if endpoint.ends_with_us:
-                import_sdk()  # while the head starts
+            Thread(target=import_sdk, daemon=True).start()  # while the head starts, or others have our requests
             endpoint.ready(note, wait_cluster)
             if not endpoint.in_place:
                 _check_version(jobs, note)

@@ -144,14 +144,16 @@ class JobSpec:
         else:
             words = list(self.command)
         line = shlex.join(words) if words else str(self.arguments["entrypoint"])
+        if words and "=" not in words[0]:
+            line = f"exec {line}"  # a shell that stays ends first at a stop, and Ray waits 30 s for who is left of it
         if self.secret_env:  # Ray would show env_vars to everyone who may list jobs
             words, line = [], f"{secret_env.exports(self.secret_env, endpoint)} && {line}"
         if self.timeout is None:
             return line
         if endpoint.in_place and not shutil.which("timeout"):
             raise UsageError("--timeout needs the program `timeout` of GNU coreutils: install it")
-        run = line if words else "sh -c " + shlex.quote(line)
-        return f"timeout -k {_KILL_SECONDS} {self.timeout:.15g} {run}"
+        run = shlex.join(words) if words else "sh -c " + shlex.quote(line)
+        return f"exec timeout -k {_KILL_SECONDS} {self.timeout:.15g} {run}"
 
     def _beside_script(self) -> dict[str, str]:
         # Ray lets tasks import what lies beside the script, but for a job with a working_dir it does not.

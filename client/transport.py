@@ -152,7 +152,7 @@ def _api_server_says(response: requests.Response) -> str | None:
 def _refusal(response: requests.Response, had_token: bool) -> str:
     if said := _api_server_says(response):
         if response.status_code == 401:
-            return f"{urlsplit(response.url).netloc} does not take the kubeconfig's login: log in again"
+            return f"{urlsplit(response.url).netloc} does not take this login: log in again"
         return f"{_FORBIDDEN} {said} (the chart's Role for submitters allows what submit needs)"
     if not response.text.startswith(("Unauthorized:", "Forbidden:")):
         host = urlsplit(response.url).netloc

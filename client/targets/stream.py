@@ -207,7 +207,7 @@ def _refused(login: "Login", status: int, body: bytes) -> ClientError:
     except (ValueError, KeyError, TypeError):
         said = body.decode(errors="replace").strip()[:200] or "no reason given"
     if status == 401:
-        return NotAuthorised(f"{urlsplit(login.url).netloc} does not take the kubeconfig's login: log in again")
+        return NotAuthorised(f"{urlsplit(login.url).netloc} does not take this login: log in again")
     if status == 403:
         return Forbidden(f"not allowed: {said} (ask for a Role with `get` and `create` on it)")
     return (NotFound if status == 404 else Unreachable)(f"the API server answers {status}: {said}")

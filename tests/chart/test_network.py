@@ -29,7 +29,7 @@ def ingress(manifests: list[Manifest], node: str) -> list[Any]:
 def test_closed(render: Render) -> None:
     manifests = render()
     assert ingress(manifests, "head") == [{"from": [PODS]}, {"from": [CLIENTS], "ports": ports(8265, 52365)}]
-    assert ingress(manifests, "worker") == [{"from": [PODS]}]
+    assert ingress(manifests, "worker") == [{"from": [PODS]}, {"from": [CLIENTS], "ports": ports(52365)}]
 
 
 def test_opened(render: Render) -> None:
@@ -42,9 +42,15 @@ def test_opened(render: Render) -> None:
     ]
     assert ingress(manifests, "worker") == [
         {"from": [PODS]},
-        {"from": [API], "ports": ports(52365)},
+        {"from": [CLIENTS, API], "ports": ports(52365)},
         {"from": [PROMETHEUS], "ports": ports(8080)},
     ]
+
+
+def test_without_a_group_nobody_but_the_cluster(render: Render) -> None:
+    """An empty list of ports would mean all of them."""
+    manifests = render(values={"networkPolicy": OPENED, "ray-cluster": {"worker": {"disabled": True}}})
+    assert ingress(manifests, "worker") == [{"from": [PODS]}]
 
 
 def test_ports_that_are_not_the_usual_ones(render: Render) -> None:
@@ -57,7 +63,7 @@ def test_ports_that_are_not_the_usual_ones(render: Render) -> None:
     ]
     assert ingress(manifests, "worker") == [
         {"from": [PODS]},
-        {"from": [API], "ports": ports(8503)},
+        {"from": [CLIENTS, API], "ports": ports(8503)},
         {"from": [PROMETHEUS], "ports": ports(8081)},
     ]
 
@@ -110,7 +116,7 @@ def test_the_values_for_kind_and_gke_admit_their_proxies(render: Render) -> None
         {"from": collectors, "ports": ports(8080, 44217, 44227)},
     ]
     assert ingress(manifests, "worker")[1:] == [
-        {"from": [konnectivity], "ports": ports(52365)},
+        {"from": [CLIENTS, konnectivity], "ports": ports(52365)},
         {"from": collectors, "ports": ports(8080)},
     ]
 

@@ -32,7 +32,7 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
 
     followed = run("logs", "--follow", "found", env=remote)
     assert followed.returncode == 7
-    assert LINES in followed.stdout and b": python script.py 'an arg'\n" in followed.stdout
+    assert LINES in followed.stdout and b": exec python script.py 'an arg'\n" in followed.stdout
     assert b"job found failed with exit code 7" in followed.stderr
     assert run("logs", "found", env=remote).stdout == followed.stdout
     assert run("logs", "--tail", "2", "found", env=remote).stdout == b"line 28\nline 29\n"
@@ -52,7 +52,7 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     status = json.loads(run("status", "-o", "json", "found", env=remote).stdout)
     assert status.keys() == SHOWN
     assert (status["status"], status["exit_code"], status["driver_exit_code"]) == ("FAILED", 7, 7)
-    assert status["entrypoint"] == "python script.py 'an arg'"
+    assert status["entrypoint"] == "exec python script.py 'an arg'"
     assert status["metadata"]["team"] == "a" and status["metadata"]["job_name"] == "a name"
     assert status["start_time"] < status["end_time"]
     lines = run("status", "found", env=remote).stdout.decode().splitlines()
@@ -67,7 +67,7 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     header, *rows = run("list", "--limit", "1000", "--status", "failed", env=remote).stdout.decode().splitlines()
     assert header.split("\t") == ["SUBMISSION ID", "STATUS", "EXIT", "STARTED", "SECONDS", "NAME", "ENTRYPOINT"]
     (row,) = (row.split("\t") for row in rows if row.startswith("found\t"))
-    assert row[1:3] + row[5:] == ["FAILED", "7", "a name", "python script.py 'an arg'"]
+    assert row[1:3] + row[5:] == ["FAILED", "7", "a name", "exec python script.py 'an arg'"]
     assert {row.split("\t")[1] for row in rows} == {"FAILED"}
 
 

@@ -44,7 +44,7 @@ def test_the_entrypoint_keeps_its_exit_code_and_its_timeout(endpoint: Endpoint, 
     spec = JobSpec(command=["sh", "-c", 'echo "$A b"; exit 7'], secret_env={"A": "wandb/api-key"}, timeout=60)
     line = spec.entrypoint(endpoint)
     assert "k1" not in line
-    assert shlex.split(line)[:4] == ["timeout", "-k", "30", "60"]
+    assert shlex.split(line)[:5] == ["exec", "timeout", "-k", "30", "60"]
     done = shell(line, tmp_path)
     assert (done.stdout, done.returncode) == ("k1 b\n", 7)
 

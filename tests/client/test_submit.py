@@ -131,7 +131,7 @@ def test_what_is_recorded(as_remote: Path, run: Cli, jobs: RayJobs) -> None:
         "git_dirty": "true",
         "client_version": client.__version__,
     }
-    assert shown["entrypoint"] == "python a.py 'x y'"
+    assert shown["entrypoint"] == "exec python a.py 'x y'"
     assert (shown["status"], shown["exit_code"]) == ("SUCCEEDED", 0)
     assert isinstance(jobs.get("recorded"), JobRecord)
 

@@ -177,7 +177,8 @@ def test_a_submitter_submits_follows_lists_and_stops_and_no_more(cluster: str, t
     assert (hello.returncode, driver(hello)) == (0, b"hello\n"), hello.stderr
     detached = client(cluster, "submit", "--detach", "--", "python", "-c", WAITING, kubeconfig=theirs)
     job = detached.stdout.decode().strip()
-    assert client(cluster, "stop", job, kubeconfig=theirs).returncode == 0
+    stopped = client(cluster, "stop", "--grace", "20", job, kubeconfig=theirs)
+    assert stopped.returncode == 0, stopped.stderr  # at once, and not when Ray kills it after 30 s
     assert client(cluster, "logs", "--follow", job, kubeconfig=theirs).returncode == 143
     assert job.encode() in client(cluster, "list", kubeconfig=theirs).stdout
     refused = client(cluster, "list", kubeconfig=kubeconfig_of("stranger", cluster, tmp_path))

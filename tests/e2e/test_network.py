@@ -251,8 +251,9 @@ def test_strangers_reach_nothing_from_the_first_second_on(attacked: Attack) -> N
         unproved(f"the controller here leaves a new pod open, {max(early)} s after its address is known at the longest")
 
 
-def test_clients_reach_the_dashboard_and_the_heads_agent_alone(attacked: Attack) -> None:
-    assert attacked.by["client"].connected == {f"{attacked.head} {port}" for port in API} | attacked.of_service
+def test_clients_reach_the_dashboard_and_the_agents_alone(attacked: Attack) -> None:
+    pods = {f"{attacked.head} {port}" for port in API} | {f"{attacked.worker} {API[1]}"}
+    assert attacked.by["client"].connected == pods | attacked.of_service
 
 
 def test_pods_of_the_cluster_reach_every_port(attacked: Attack) -> None:
