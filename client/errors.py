@@ -3,6 +3,7 @@
 ClientError              1    the request was refused, or the job cannot be had
 ├── UsageError           2    the command, a file it names or its values are wrong
 ├── Unreachable         69    nothing usable answers at the address
+├── OutputLost          74    the disk or device that output goes to is full
 ├── ContactLost         75    contact was lost for good; the job may still run
 ├── NotAuthorised       77    the token is missing, wrong or not enough
 ├── TimedOut           124    a wait ran out
@@ -30,6 +31,12 @@ class Unreachable(ClientError):
     """Nothing usable answers at the address."""
 
     exit_code = 69
+
+
+class OutputLost(ClientError):
+    """What was asked for cannot be written where it should go. No harm is done to the job."""
+
+    exit_code = 74
 
 
 class ContactLost(ClientError):

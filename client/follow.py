@@ -12,11 +12,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from client.errors import ContactLost, Unreachable
+from client.errors import ClientError, ContactLost, TimedOut, Unreachable
 from client.ray_jobs import JobNotFound, RayJobs
 from client.record import JobRecord
+from client.transport import NotFound
 
-_LOST_SECONDS = 20.0
+_LOST_SECONDS = 120.0  # an API server needs a minute to end in good order, and then starts again
+_LOST_SECONDS_HERE = 20.0
+_RETURN_SECONDS = 600.0  # so long the workers of a fault tolerant cluster wait for its head, as KubeRay sets them up
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _PENDING_SECONDS = 10.0
 _TAIL_BYTES = 1 << 16
@@ -81,17 +84,24 @@ def follow(
 
     Raises:
         JobNotFound: there never was such a job.
-        ContactLost: nothing answered for 20 s, or the head that knew the job is gone.
+        ContactLost: record or log could not be had for 2 minutes, of a Ray on this machine for 20 s, and the cluster
+            does not say that its head is on its way; or the head that knew the job is gone.
     """
     seen, tail, contact = "", b"", time.monotonic()
+    told = set[str]()
+
+    def note_once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            note(line)
+
     quiet_since = contact
     waiting_told = losing_told = False
-    ended = ""
     while True:
-        before, began = offset, time.monotonic()
+        before, began, took, known = offset, time.monotonic(), 0.0, ""
         try:
             job = jobs.get(submission_id)
-            ended = job.status if job.finished else ""
+            known = f"has ended ({job.status})" if job.finished else f"is {job.status}"
             for chunk in jobs.read_log(job, offset):
                 write(chunk)
                 offset += len(chunk)
@@ -104,6 +114,7 @@ def follow(
                     raise Unreachable(f"the log breaks off after {offset} bytes: read it again nearer to the cluster")
                 return result(job)
             contact, losing_told = time.monotonic(), False
+            took = contact - began
             if job.status != seen or offset > before:
                 seen, quiet_since = job.status, contact
             if job.finished:
@@ -116,14 +127,15 @@ def follow(
             ) from error
         except Unreachable as error:
             lost = time.monotonic() - contact
-            if lost > _LOST_SECONDS:
+            if lost > (_LOST_SECONDS_HERE if jobs.endpoint.in_place else _LOST_SECONDS):
                 state = f"contact lost for {lost:.0f} s, job {submission_id} may still run"
-                if ended:
-                    state = f"job {submission_id} has ended ({ended}), but its log cannot be read past byte {offset}"
+                if known:
+                    state = f"job {submission_id} {known}, but its log cannot be read past byte {offset}"
                 raise ContactLost(f"{state}: {error}") from error
             if not losing_told:
                 note(f"no contact, trying on: {error}")
                 losing_told = True
+            contact += _until_head(jobs, submission_id, note_once)
         quiet = time.monotonic() - quiet_since
         if seen == "PENDING" and quiet > _PENDING_SECONDS and not waiting_told:
             note(f"waiting, the job is pending: {job.message or 'no reason given'}")
@@ -131,8 +143,22 @@ def follow(
         # A log that has been quiet for long is asked less often: at most a second late, 5 % of the wait.
         pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, quiet / 20))
         if seen and not jobs.resumes(job):
-            pause = max(pause, 4 * (time.monotonic() - began))  # it comes whole each time: spare the link
+            pause = max(pause, 4 * took)  # it comes whole each time: spare the link
         time.sleep(pause)
+
+
+def _until_head(jobs: RayJobs, submission_id: str, note: Callable[[str], object]) -> float:
+    """Wait while the cluster says that its head is not ready: the seconds that are no loss of contact."""
+    began = time.monotonic()
+    if jobs.endpoint.ends_with_us:
+        return 0.0
+    try:
+        jobs.endpoint.ready(note, _RETURN_SECONDS)
+    except (TimedOut, NotFound) as error:
+        raise ContactLost(f"contact lost, job {submission_id} may still run: {error}") from error
+    except ClientError:
+        return 0.0  # the cluster's own API does not answer either
+    return time.monotonic() - began
 
 
 def stop(jobs: RayJobs, submission_id: str, seconds: float) -> JobRecord:

@@ -1,33 +1,43 @@
 """What a user sees: bytes and JSON on stdout, notes and progress on stderr; tables and bars on a terminal only."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from errno import ENOSPC
 from typing import Any
 
 import click
 
-from client.errors import ClientError
+from client.errors import OutputLost
 from client.follow import JobResult, result
 from client.record import JobRecord
 
 
 def note(line: str) -> None:
     """Say something about the work itself."""
-    click.secho(f"ray-workload: {line}", err=True, dim=True)
+    with suppress(OSError):  # a full disk there is no reason to leave the job
+        click.secho(f"ray-workload: {line}", err=True, dim=True)
 
 
 def error(line: str) -> None:
     """Say what went wrong."""
-    click.secho(f"ray-workload: {line}", err=True, fg="red")
+    with suppress(OSError):
+        click.secho(f"ray-workload: {line}", err=True, fg="red")
 
 
 def print_json(data: Any) -> None:
     """Print data as JSON, the only thing on stdout."""
-    print(json.dumps(data, indent=2), flush=True)
+    try:
+        print(json.dumps(data, indent=2), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the next flush would fail again
+        raise OutputLost(f"the JSON cannot be written here: {error.strerror}") from error
 
 
 class Sink:
@@ -54,7 +64,7 @@ class Sink:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise ClientError(f"the log cannot be written here: {error.strerror}") from error
+            raise OutputLost(f"the log cannot be written here: {error.strerror}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
@@ -137,9 +147,10 @@ def print_result(ended: JobResult) -> None:
         how = f"ran longer than its --timeout of {job.metadata['timeout']} s and was ended"
     line = f"job {job.submission_id} {how} after {job.seconds or 0:.1f} s"
     if job.status == "FAILED":
-        error(
-            f"{line}" if job.exit_code is not None else f"{line}: {(job.message or '').strip().rpartition(chr(10))[2]}"
-        )
+        why = (job.message or "").strip().rpartition("\n")[2]
+        if os.strerror(ENOSPC) in why:
+            why += " (the disk of its node is full: `exec -- df -h /tmp/ray` shows the head's)"
+        error(line if job.exit_code is not None else f"{line}: {why}")
     else:
         note(line)
 

@@ -20,7 +20,7 @@ from client.errors import ClientError, ContactLost, Detached, Unreachable
 from client.package import Package
 from client.record import JobRecord, record
 from client.targets.endpoint import Endpoint
-from client.transport import Transport, reason, refused, was_sent
+from client.transport import Failed, Transport, reason, refused, was_sent
 
 _SUBMIT_TIMEOUT = (5.0, 60.0)  # the server itself waits for a node agent, and stores an upload
 _SHORT_TIMEOUT = (5.0, 5.0)  # for what is asked again and again, and is there at once
@@ -241,6 +241,11 @@ class RayJobs:
         submission_id = arguments["submission_id"]
         try:
             submit_job(self._submit_request, arguments)
+        except Failed as error:  # on a full disk Ray starts the job, and then cannot close a log of its own
+            try:
+                self.get(submission_id)
+            except JobNotFound:
+                raise error from None
         except AlreadyExists as error:
             if self.get(submission_id).metadata.get("spec_hash") == arguments["metadata"]["spec_hash"]:
                 return False

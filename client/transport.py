@@ -63,6 +63,10 @@ class NotReady(Unreachable):
     """The server answers that it does not take this yet."""
 
 
+class Failed(ClientError):
+    """The server failed at a request: what it did of it is not known."""
+
+
 class Transport:
     """Sends requests to one endpoint."""
 
@@ -132,10 +136,10 @@ def refused(response: requests.Response) -> ClientError:
             f"{urlsplit(response.url).netloc} has no job API of Ray (it answers {response.status_code}): "
             "give the address of port 8265 of a head with ray[default]"
         )
-    last = response.text.strip().rpartition("\n")[2][:500] or response.reason
+    last = response.text.rstrip("\n. ").rpartition("\n")[2][:500] or response.reason
     if response.status_code == 400:
         return UsageError(f"the cluster refused the request: {last}")
-    return ClientError(f"the cluster answered {response.status_code}: {last}")
+    return Failed(f"the cluster answered {response.status_code}: {last}")
 
 
 def _api_server_says(response: requests.Response) -> str | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from client.errors import Detached
+from client.errors import Detached, NotAuthorised, OutputLost
 
 if TYPE_CHECKING:
     from client.job import Job
@@ -27,6 +27,8 @@ def watch(ctx: click.Context, job: "Job", address: str | None, *, as_json: bool,
 
     Raises:
         Detached: Ctrl-C.
+        NotAuthorised: the login has run out, and cannot be had again.
+        OutputLost: the log, or the record, cannot be written.
     """
     from client import output
     from client.follow import follow
@@ -34,13 +36,26 @@ def watch(ctx: click.Context, job: "Job", address: str | None, *, as_json: bool,
     sink = output.Sink(to_stderr=as_json, offset=offset)
     try:
         ended = follow(job.jobs, job.submission_id, sink.write, output.note, offset=offset)
+    except (OutputLost, NotAuthorised) as error:
+        raise type(error)(f"{error}; {_goes_on(ctx, job, address)}") from error
     except KeyboardInterrupt:
         _interrupted(ctx, job, sink, address)
     job.close()
-    if as_json:
-        output.print_json(output.job_data(ended.job))
-    output.print_result(ended)
+    output.print_result(ended)  # the JSON may fail
+    try:
+        if as_json:
+            output.print_json(output.job_data(ended.job))
+    except OutputLost as error:
+        raise OutputLost(f"{error}; `status {job.submission_id} -o json` has it") from error
     ctx.exit(ended.exit_code)
+
+
+def _goes_on(ctx: click.Context, job: "Job", address: str | None) -> str:
+    """What becomes of a job when we leave."""
+    if job.jobs.endpoint.ends_with_us:
+        return f"job {job.submission_id} ends with its Ray"
+    where = f" --address {address}" if address else ""
+    return f"the job goes on; see it: {ctx.find_root().info_name} logs{where} --follow {job.submission_id}"
 
 
 def _interrupted(ctx: click.Context, job: "Job", sink: "Sink", address: str | None) -> NoReturn:
@@ -50,7 +65,7 @@ def _interrupted(ctx: click.Context, job: "Job", sink: "Sink", address: str | No
     me, where = ctx.find_root().info_name, f" --address {address}" if address else ""
     try:
         if not job.jobs.endpoint.ends_with_us:
-            output.note(f"the job goes on; see it: {me} logs{where} --follow {job.submission_id}")
+            output.note(_goes_on(ctx, job, address))
             output.note(f"stop it: Ctrl-C again now, or {me} stop{where} {job.submission_id}")
             time.sleep(_AGAIN_SECONDS)
             raise Detached(f"detached from job {job.submission_id}, which goes on")

@@ -132,8 +132,11 @@ def connect(address: str) -> Iterator[Endpoint]:
         except Forbidden as error:
             raise refused from error
 
+        once = iter(["this login may not use the API server's proxy (services/proxy): jobs go by a port-forward"])
+
         def ready(note: Callable[[str], object], seconds: float) -> None:
-            note("this login may not use the API server's proxy (services/proxy): jobs go by a port-forward")
+            for line in once:
+                note(line)
             ray.ready(note, seconds)
 
         yield replace(endpoint, url=forwards.dashboard(), agent=forwards.agent, tls=None, auth=None, ready=ready)

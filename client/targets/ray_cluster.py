@@ -18,6 +18,7 @@ from client.targets.endpoint import Endpoint
 from client.transport import NotFound, Transport
 
 _POLL_SECONDS = 0.5
+_GONE = "it is gone"
 _ON_THE_WAY = ("Pulling", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # events of a pod's start
 DASHBOARD, AGENT = 8265, 52365
 RAY = "/apis/ray.io/v1"
@@ -203,6 +204,8 @@ class Cluster:
         """
         end, told = time.monotonic() + seconds, ""
         while (why := self.why()) and time.monotonic() < end:
+            if why == _GONE:
+                raise NotFound(f"{self} is gone: install the chart again, or give another address")
             if why != told:
                 note(f"waiting for {self}: {why}")
                 told = why
@@ -224,7 +227,7 @@ class Cluster:
         """Why the head takes no jobs, or nothing where it does."""
         cluster = self.read()
         if not cluster:
-            return "it is gone"
+            return _GONE
         if cluster["spec"].get("suspend"):
             return "it is suspended, until its `suspend` is set to false"
         if head_ready(cluster):
