@@ -68,10 +68,13 @@ def start(jobs: RayJobs, entrypoint: str) -> JobRecord:
 
 
 @pytest.fixture(scope="module")
-def followed(head: Endpoint, jobs: RayJobs) -> dict[tuple[str, str, str], Followed]:
+def followed(
+    head: Endpoint, jobs: RayJobs, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str, str], Followed]:
     """Every job followed through every fault, all at once, by the agent's way and by the dashboard's."""
     runs: dict[tuple[str, str, str], Followed] = {}
     threads = []
+    go = tmp_path_factory.mktemp("followed") / "go"  # no job may be over before it is followed
     with ExitStack() as stack:
         for name, arguments in JOBS.items():
             # Slowly enough to be cut in the middle: the log comes in ten parts over ten seconds.
@@ -81,7 +84,8 @@ def followed(head: Endpoint, jobs: RayJobs) -> dict[tuple[str, str, str], Follow
                 " sys.stdout.buffer.write(part); sys.stdout.buffer.flush(); time.sleep(1)"
             )
             # Ray's own first line may come a moment later than the job's.
-            job = start(jobs, f"sleep 1; {script} | {sys.executable} -c {shlex.quote(throttle)}")
+            wait = f"while [ ! -e {go} ]; do sleep 0.1; done; sleep 1"
+            job = start(jobs, f"{wait}; {script} | {sys.executable} -c {shlex.quote(throttle)}")
             for way in ("agent", "dashboard"):
                 for fault, apply in FAULTS.items():
                     if way == "dashboard" and fault in ("cut_after_bytes", "silent_after_bytes", "false_end_bytes"):
@@ -92,6 +96,7 @@ def followed(head: Endpoint, jobs: RayJobs) -> dict[tuple[str, str, str], Follow
                     threads.append(threading.Thread(target=_follow, args=(through, proxies, apply, job, run)))
         for thread in threads:
             thread.start()
+        go.touch()
         for thread in threads:
             thread.join()
     return runs

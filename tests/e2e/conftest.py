@@ -48,6 +48,7 @@ _KUBECONFIG = os.environ.get("KUBECONFIG") or f"{_HOME}/.kube/config"
 _UPSTREAM = os.environ.get("RAY_WORKLOAD_UPSTREAM") or f"{_HOME}/.cache/ray-workload/upstream"
 _LABEL = "ray-workload/e2e"
 _RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+_END = time.monotonic() + 60 * float(os.environ.get("E2E_MINUTES", "inf"))
 _alive: list[str] = []
 _SLOW = ("events", "componentstatuses", "namespaces")  # or of no interest
 
@@ -208,6 +209,13 @@ def environment(environment: Path) -> Iterator[Path]:
     if missing := _what_is_missing():
         pytest.exit(f"tests/e2e: {missing}", returncode=4)
     yield environment
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Where there is no more time, E2E_MINUTES, what is left says so and takes none."""
+    if time.monotonic() > _END:
+        unproved(f"the {os.environ['E2E_MINUTES']} minutes for these tests were over")
 
 
 @pytest.hookimpl(wrapper=True)
