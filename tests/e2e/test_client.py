@@ -152,7 +152,7 @@ def test_a_secret_reaches_the_driver_alone(cluster: str) -> None:
 def test_what_the_cluster_does_not_have(cluster: str) -> None:
     for args, words in (
         (["--secret-env", "KEY=other/key"], b"no Secret other, it has wandb"),
-        (["--num-gpus", "2"], b"2 GPUs"),
+        (["--num-gpus", "2"], b"2 GPU"),
     ):
         done = client(cluster, "submit", *args, "--", "true")
         assert (done.returncode, done.stderr.count(b"\n")) == (2, 2), done.stderr  # and the line with the address
