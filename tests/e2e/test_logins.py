@@ -137,12 +137,17 @@ def test_a_plugin_with_a_token(ray: Cluster, tmp_path: Path) -> None:
     assert (tmp_path / "own").read_text() == "here word\n"
 
 
+def keys() -> set[Path]:
+    """The private keys among the temporary files."""
+    return {p for p in Path(os.environ["TMPDIR"]).iterdir() if p.is_file() and b"PRIVATE KEY" in p.read_bytes()}
+
+
 def test_a_plugin_with_a_certificate(ray: Cluster, tmp_path: Path) -> None:
+    before = keys()  # of other tests
     answer(tmp_path, **own_certificate())
     done = client(ray, "submit", "--", "echo", "hello", kubeconfig=plugin(tmp_path, "cat answer"), timeout=120)
     assert (done.returncode, driver(done)) == (0, b"hello\n"), done.stderr
-    left = [p.name for p in Path(os.environ["TMPDIR"]).iterdir() if p.is_file() and b"PRIVATE KEY" in p.read_bytes()]
-    assert (len(calls(tmp_path)), left) == (1, [])
+    assert (len(calls(tmp_path)), keys() - before) == (1, set())
 
 
 def test_a_plugin_does_not_read_what_is_meant_for_a_pod(ray: Cluster, tmp_path: Path) -> None:
