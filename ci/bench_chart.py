@@ -66,18 +66,21 @@ def install(into: str, image: str = IMAGE) -> None:
 
 def sets(image: str = IMAGE) -> list[str]:
     """The values of our chart that are the measurement's own."""
+    of_cluster = [f"ray-cluster.{s}" for s in cluster_sets(image)]
+    return [*of_cluster, "api.type=ClusterIP", "api.nodePort=null"]  # two at once cannot have the same port
+
+
+def cluster_sets(image: str) -> list[str]:
+    """Those that upstream's chart of the cluster takes too."""
     repository, tag = image.split(":")
-    of_cluster = (*REQUESTS, f"image.repository={repository}", f"image.tag={tag}")
-    return [*(f"ray-cluster.{s}" for s in of_cluster), "api.type=ClusterIP", "api.nodePort=null"]  # two at once
+    return [*REQUESTS, f"image.repository={repository}", f"image.tag={tag}"]
 
 
 def install_upstream(into: str) -> None:
     """Upstream's charts with their defaults but for the image, until the cluster is ready."""
     operator, cluster = (str(next(CHART.glob(f"charts/{name}-*.tgz"))) for name in ("kuberay-operator", "ray-cluster"))
     run("helm", "install", "operator", operator, "-n", into)
-    repository, tag = IMAGE.split(":")
-    given = [*REQUESTS, f"image.repository={repository}", f"image.tag={tag}"]
-    run("helm", "install", "ray", cluster, "-n", into, "--set", ",".join(given))
+    run("helm", "install", "ray", cluster, "-n", into, "--set", ",".join(cluster_sets(IMAGE)))
     wait_ready(into)
 
 
@@ -123,6 +126,11 @@ def cluster(image: str) -> Iterator[Callable[[], float]]:
 
         job()  # the first of a head is slower
         yield job
+
+
+def current_context() -> str:
+    """The kubeconfig's."""
+    return run("kubectl", "config", "current-context").strip()
 
 
 def token(namespace: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ci.bench_chart import CHART, HELLO, Sides, install, namespace, run, sets, timed, token
+from ci.bench_chart import CHART, HELLO, Sides, current_context, install, namespace, run, sets, timed, token
 
 CLIENT = (sys.executable, "-m", "client")
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -59,8 +59,7 @@ class Client:
         self._namespace = stack.enter_context(namespace())
         install(self._namespace)
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        context = run("kubectl", "config", "current-context").strip()
-        address = f"kubernetes://{context}/{self._namespace}/ray"
+        address = f"kubernetes://{current_context()}/{self._namespace}/ray"
         (self._folder / "token").write_text(token(self._namespace))
         self._ours = {"RAY_WORKLOAD_ADDRESS": address}
         self._theirs = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._folder / "token")}
@@ -153,6 +152,5 @@ def write_tree(folder: Path) -> None:
 
 def measure_up(into: str) -> None:
     """`up` of our chart."""
-    context = run("kubectl", "config", "current-context").strip()
     given = [part for value in sets() for part in ("--set", value)]
-    run(*CLIENT, "up", "local", "--chart", str(CHART), "--context", context, "--namespace", into, *given)
+    run(*CLIENT, "up", "local", "--chart", str(CHART), "--context", current_context(), "--namespace", into, *given)
