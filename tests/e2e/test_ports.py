@@ -35,6 +35,7 @@ ray.init(log_to_driver=False)
 (worker,) = [n["NodeManagerAddress"] for n in ray.nodes() if "node:__internal_head__" not in n["Resources"]]
 there = Actor.options(resources={{f"node:{{worker}}": 0.1}})
 actors = [there.remote() for _ in range(2)]
+ray.get([actor.__ray_ready__.remote() for actor in actors])
 print("SAW", json.dumps(ray.get([actor.where.remote() for actor in actors])))
 """
 APP = f"""

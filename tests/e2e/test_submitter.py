@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -102,6 +103,7 @@ def may(namespace: str, *asked: tuple[str, str, str], where: str | None = None) 
     return {cell: answer == "true" for cell, answer in zip(asked, said, strict=True)}
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the SDK leaves its connection to the collector
 def test_submits_follows_and_lists(submitter: Submitter) -> None:
     job = submit(submitter.jobs, LINES, submission_id="by-submitter")
     until(
@@ -117,6 +119,7 @@ def test_submits_follows_and_lists(submitter: Submitter) -> None:
     assert wait_job(submitter.jobs, job, submitter.ray.namespace) == followed
     assert [line for line in followed.splitlines() if line.startswith("line")] == [f"line {n}" for n in range(20)]
     assert job in {found.submission_id for found in submitter.jobs.list_jobs()}
+    gc.collect()
 
 
 def test_stops_a_job(submitter: Submitter) -> None:
