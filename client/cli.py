@@ -11,7 +11,7 @@ import click
 from client import __version__
 from client.cluster_command import down, up
 from client.doctor_command import doctor
-from client.errors import ClientError, Detached, TimedOut
+from client.errors import ClientError, Detached, OutputLost, TimedOut
 from client.options import address_option, choose, output_option
 from client.pod_command import dashboard, exec_command
 from client.submit_command import submit
@@ -28,8 +28,9 @@ class _Cli(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Nothing more can be said there, not even by the interpreter's own flush.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            from client.output import close_stdout
+
+            close_stdout()
             ctx.exit(_BROKEN_PIPE)
 
 
@@ -170,7 +171,8 @@ def _fail_json(state: dict[str, Any], line: str, code: int) -> int:
 
     if state.get("json"):
         known = {key: state[key] for key in ("submission_id",) if key in state}
-        output.print_json({**known, "error": line, "exit_code": code})
+        with suppress(OutputLost, BrokenPipeError):  # it has been said on stderr
+            output.print_json({**known, "error": line, "exit_code": code})
     return code
 
 

@@ -113,7 +113,7 @@ def _up(
     timeout: float,
 ) -> None:
     from client.helm import RELEASE, Helm, checked
-    from client.output import note
+    from client.output import note, print_line
     from client.release import Release
     from client.targets.ray_cluster import address
 
@@ -141,7 +141,7 @@ def _up(
         note(
             f"{old} pods run as they were before this change: --set rollout.enabled=true makes them anew, and ends jobs"
         )
-    click.echo(f"export RAY_WORKLOAD_ADDRESS={address(login, namespace, found['metadata']['name'])}")
+    print_line(f"export RAY_WORKLOAD_ADDRESS={address(login, namespace, found['metadata']['name'])}")
     note("Ray is ready: run that line, then `python -m client submit jobs/simple_job.py`")
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
-from client.errors import ClientError, NotAuthorised, Unreachable
+from client.errors import ClientError, NotAuthorised, OutputLost, Unreachable
 from client.ray_jobs import RayJobs
 from client.targets import Address, connect, embedded, resolve
 from client.targets.endpoint import Endpoint
@@ -65,6 +65,8 @@ class Report:
         """Make an error a FAIL, and go on."""
         try:
             yield
+        except OutputLost:  # of the lines themselves
+            raise
         except ClientError as error:
             self.error(check, error, fix)
 
@@ -109,15 +111,16 @@ def _token(report: Report) -> None:
 def _dashboard(report: Report, address: Address) -> None:
     """The Ray behind an address, and whether it keeps others out."""
     with report.attempt("dashboard"), connect(address) as endpoint:
+        ray = ""
         try:
             ray = RayJobs(endpoint).version()["ray_version"]
-            report.add("dashboard", OK, f"Ray {ray} answers at {endpoint.url}")
         except Unreachable as error:
             report.error("dashboard", error)
             return
         except ClientError as error:
             report.error("dashboard", error)
-            ray = ""
+        else:
+            report.add("dashboard", OK, f"Ray {ray} answers at {endpoint.url}")
         _authentication(report, endpoint)
         if ray:
             _versions(report, endpoint, ray)

@@ -30,5 +30,7 @@ def doctor(ctx: click.Context, address: str | None, as_json: bool) -> None:
 
 
 def _show(check: "Check") -> None:
+    from client import output
+
     status = click.style(f"{check.status:<5}", fg=_COLOURS[check.status])
-    click.echo(f"{status} {check.check:<12} {check.found}{f' -> {check.fix}' if check.fix else ''}")
+    output.print_line(f"{status} {check.check:<12} {check.found}{f' -> {check.fix}' if check.fix else ''}")

@@ -29,15 +29,31 @@ def error(line: str) -> None:
         click.secho(f"ray-workload: {line}", err=True, fg="red")
 
 
-def print_json(data: Any) -> None:
-    """Print data as JSON, the only thing on stdout."""
+def close_stdout() -> None:
+    """Nothing more can be said there, not even by the interpreter's own flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
     try:
-        print(json.dumps(data, indent=2), flush=True)
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the next flush would fail again
-        raise OutputLost(f"the JSON cannot be written here: {error.strerror}") from error
+        close_stdout()
+        raise OutputLost(f"the output cannot be written here: {error.strerror}") from error
+
+
+@_printing()
+def print_line(line: str) -> None:
+    """Print a line that was asked for."""
+    click.echo(line)
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON, the only thing on stdout."""
+    print_line(json.dumps(data, indent=2))
 
 
 class Sink:
@@ -117,14 +133,14 @@ def print_pairs(pairs: dict[str, Any]) -> None:
             )
         if value not in (None, ""):
             text = str(value).strip().replace("\n", "\n" + " " * width)
-            click.echo(f"{name:<{width}}{text}")
+            print_line(f"{name:<{width}}{text}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under a header."""
     if not sys.stdout.isatty():
         for row in (header, *rows):
-            click.echo("\t".join(" ".join(cell.split()) for cell in row))
+            print_line("\t".join(" ".join(cell.split()) for cell in row))
         return
     from rich.console import Console
     from rich.table import Table
@@ -134,7 +150,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     styles = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
-    Console().print(table)
+    with _printing():
+        Console().print(table)
 
 
 def print_result(ended: JobResult) -> None:

@@ -44,7 +44,7 @@ def dashboard(address: str | None, no_open: bool) -> None:
         version = RayJobs(endpoint).version()["ray_version"]
         with Dashboard(endpoint) as server:
             output.note(f"the dashboard of {endpoint.address}, Ray {version}, until Ctrl-C; the link works once")
-            click.echo(server.link())
+            output.print_line(server.link())
             if not no_open and sys.stdout.isatty() and _has_browser():
                 webbrowser.open(server.link())
             with suppress(KeyboardInterrupt):

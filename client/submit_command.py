@@ -90,7 +90,7 @@ def submit(
             if as_json:
                 output.print_json(output.job_data(submitted.status()))
             else:
-                click.echo(submitted.submission_id)
+                output.print_line(submitted.submission_id)
             return
         watch(ctx, submitted, address, as_json=as_json)
 
@@ -130,13 +130,13 @@ def _show_plan(plan: Any, *, as_json: bool) -> None:
         upload = [{"path": entry.path, "bytes": entry.size} for entry in files]
         output.print_json({**plan.arguments, "upload": upload, "withheld": list(plan.upload.withheld if files else ())})
         return
-    click.echo(f"command      {plan.arguments['entrypoint']}")
-    click.echo(f"working_dir  {plan.arguments['runtime_env'].get('working_dir')}")
+    output.print_line(f"command      {plan.arguments['entrypoint']}")
+    output.print_line(f"working_dir  {plan.arguments['runtime_env'].get('working_dir')}")
     if plan.upload is None:
-        click.echo("upload       nothing: the job runs where its files are")
+        output.print_line("upload       nothing: the job runs where its files are")
         return
-    click.echo(f"upload       {len(files)} files, {plan.upload.size} bytes, packed {plan.packed} bytes")
+    output.print_line(f"upload       {len(files)} files, {plan.upload.size} bytes, packed {plan.packed} bytes")
     for entry in files:
-        click.echo(f"{entry.size:>12} {entry.path}")
+        output.print_line(f"{entry.size:>12} {entry.path}")
     for path in plan.upload.withheld:
-        click.echo(f"    withheld {path}")
+        output.print_line(f"    withheld {path}")

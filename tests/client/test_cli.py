@@ -142,3 +142,34 @@ def test_a_pending_job_cannot_be_stopped_and_that_is_told(run: Cli, another_head
     error = json.loads(stop.stdout)
     assert error["exit_code"] == 124 and "job big is still pending" in error["error"]
     assert stop.stderr.decode() == f"ray-workload: {error['error']}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (["list"], 74, "the output cannot be written here: No space left on device"),
+        (["list", "-o", "json"], 74, "the output cannot be written here: No space left on device"),
+        (["status"], 74, "the output cannot be written here: No space left on device"),
+        (["doctor"], 74, "the output cannot be written here: No space left on device"),
+        (["submit", "--dry-run", "--", "true"], 74, "the output cannot be written here: No space left on device"),
+        (["submit", "--detach", "--", "true"], 74, "the output cannot be written here: No space left on device"),
+        (["status", "none", "-o", "json"], 1, "no job none at "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_printed_is_said_in_a_line(
+    command: list[str], code: int, said: str, remote: dict[str, str], tmp_path: Path
+) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "client", *command],
+            cwd=tmp_path,
+            env={**os.environ, **remote},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == code
+    assert done.stderr.decode().splitlines()[-1].startswith(f"ray-workload: {said}")
+    assert b"Traceback" not in done.stderr
