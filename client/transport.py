@@ -11,7 +11,7 @@ import requests
 from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
-from client.targets.endpoint import Endpoint
+from client.targets.endpoint import Connection, Endpoint
 
 _TIMEOUT = (5.0, 10.0)  # seconds to connect, and between two bytes of an answer
 _PAUSES = (0.1, 0.4)  # seconds before the second and the third try
@@ -25,13 +25,17 @@ def session(endpoint: Endpoint) -> requests.Session:
     http.trust_env = False
     http.headers.update(endpoint.headers)
     http.auth = endpoint.auth
-    http.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    if endpoint.tls:
-        http.mount("https://", _Pinned(endpoint.tls))
-        if endpoint.tls.verify_mode == ssl.CERT_NONE:  # urllib3 would turn it on again, in the context itself
+    way = endpoint.connection
+    if way is None:
+        http.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    else:
+        http.mount("https://", _Pinned(way))
+        if way.tls.verify_mode == ssl.CERT_NONE:  # urllib3 would turn it on again, in the context itself
             http.verify = False
             warnings.simplefilter("ignore", InsecureRequestWarning)
-    if not (urlsplit(endpoint.url).hostname or "").startswith(_LOOPBACK):
+    if way and way.proxy:
+        http.proxies.update(dict.fromkeys(("http", "https"), way.proxy))
+    elif not (urlsplit(endpoint.url).hostname or "").startswith(_LOOPBACK):
         http.proxies.update(requests.utils.get_environ_proxies(endpoint.url))
     return http
 
@@ -39,13 +43,17 @@ def session(endpoint: Endpoint) -> requests.Session:
 class _Pinned(requests.adapters.HTTPAdapter):
     """Trusts what its context trusts, and nothing besides."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        self._tls = tls
+    def __init__(self, way: Connection) -> None:
+        self._tls = {"ssl_context": way.tls, "server_hostname": way.server_name}
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Give the context to every connection."""
-        super().init_poolmanager(*args, ssl_context=self._tls, **options)
+        super().init_poolmanager(*args, **options | self._tls)
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        """Give it to those through a proxy, too."""
+        return super().proxy_manager_for(*args, **options | self._tls)
 
     def cert_verify(self, *_: Any) -> None:
         """Leave the context as it is: `requests` would add the public CAs to it."""
@@ -108,9 +116,9 @@ class Transport:
         try:
             response = self._http.request(method, url, **{"timeout": _TIMEOUT, "allow_redirects": False, **options})
         except requests.exceptions.SSLError as error:
-            raise Unreachable(
-                f"{self.endpoint.url} cannot be trusted: {reason(error)} (set REQUESTS_CA_BUNDLE to its CA file)"
-            ) from error
+            in_kubeconfig = "mend its cluster's certificate-authority in the kubeconfig"
+            fix = in_kubeconfig if self.endpoint.connection else "set REQUESTS_CA_BUNDLE to its CA file"
+            raise Unreachable(f"{self.endpoint.url} cannot be trusted: {reason(error)} ({fix})") from error
         except requests.RequestException as error:
             raise Unreachable(
                 f"{self.endpoint.url} does not answer: {reason(error)} (is the address right?)"

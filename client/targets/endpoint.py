@@ -35,6 +35,21 @@ def same_host_agent(url: str) -> Callable[[str], str | None]:
 
 
 @dataclass(frozen=True)
+class Connection:
+    """How an API server is connected to.
+
+    Attributes:
+        tls: whom to trust, and our own certificate.
+        server_name: whose certificate the server is to show, if not that of the URL's host.
+        proxy: the URL of one on the way, if not the environment's.
+    """
+
+    tls: SSLContext
+    server_name: str | None = None
+    proxy: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """Where jobs are sent, and how.
 
@@ -43,7 +58,7 @@ class Endpoint:
         url: the base URL of the dashboard's HTTP API.
         agent: from a node agent's address (a job's `driver_agent_http_address`) to a URL that reaches it, or None.
         headers: sent with every request; holds the token.
-        tls: whom to trust, and our own certificate; None for what the system trusts.
+        connection: to an API server; None for a server that the system trusts.
         auth: adds to every request what may change with time.
         python: the interpreter that runs a SCRIPT there.
         in_place: jobs run in the working directory itself, so nothing is uploaded.
@@ -62,7 +77,7 @@ class Endpoint:
     url: str
     agent: Callable[[str], str | None]
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    tls: SSLContext | None = field(default=None, repr=False)
+    connection: Connection | None = None
     auth: "AuthBase | None" = field(default=None, repr=False)
     python: str = "python"
     in_place: bool = False

@@ -23,6 +23,7 @@ import yaml
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 from client.targets import login_plugin
+from client.targets.endpoint import Connection
 
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
@@ -43,14 +44,14 @@ class Login:
         context: the kubeconfig's, or None in a pod.
         url: of the API server.
         namespace: where the login is at home.
-        tls: trusts the server and holds the client's certificate.
+        connection: trusts the server and holds the client's certificate.
         auth: adds the Authorization header, and logs in again where that has run out.
     """
 
     context: str | None
     url: str
     namespace: str
-    tls: ssl.SSLContext
+    connection: Connection
     auth: requests.auth.AuthBase
 
 
@@ -155,9 +156,9 @@ def login(context: str | None) -> Login:
     """
     if context is None and in_pod():
         return _of_pod()
-    name, namespace, configuration, tls, credentials = _load(context)
-    auth = _Authorization(credentials, lambda: _load(name, tls)[-1])
-    return Login(name, configuration.host, namespace, tls, auth)
+    name, namespace, url, connection, credentials = _load(context)
+    auth = _Authorization(credentials, lambda: _load(name, connection.tls)[-1])
+    return Login(name, url, namespace, connection, auth)
 
 
 def _of_pod() -> Login:
@@ -169,13 +170,11 @@ def _of_pod() -> Login:
 
     url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     tls = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
-    return Login(None, url, (_ACCOUNT / "namespace").read_text(), tls, _Authorization(read(), read))
+    return Login(None, url, (_ACCOUNT / "namespace").read_text(), Connection(tls), _Authorization(read(), read))
 
 
-def _load(
-    context: str | None, tls: ssl.SSLContext | None = None
-) -> tuple[str, str, "Configuration", ssl.SSLContext, _Credentials]:
-    """Read the kubeconfig, and ask its plugin: name and namespace of the context, and how to log in there.
+def _load(context: str | None, tls: ssl.SSLContext | None = None) -> tuple[str, str, str, Connection, _Credentials]:
+    """Read the kubeconfig, and ask its plugin: name and namespace of the context, its URL, and how to log in there.
 
     Args:
         context: None for the current one.
@@ -217,7 +216,9 @@ def _load(
     if not (header.isascii() and header.isprintable()):  # the library that sends it would say it aloud
         raise NotAuthorised(f"the login of context {active['name']} is not one: it has bytes of no token: log in again")
     credentials = _Credentials(header, certificate, expires)
-    return active["name"], active["context"].get("namespace") or "default", configuration, tls, credentials
+    # The configuration's own proxy may be the environment's, which knows of exceptions.
+    connection = Connection(tls, configuration.tls_server_name, getattr(loader, "proxy", None))
+    return active["name"], active["context"].get("namespace") or "default", configuration.host, connection, credentials
 
 
 def _ask_plugin(loader: "KubeConfigLoader", name: str) -> float:

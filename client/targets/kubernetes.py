@@ -114,7 +114,7 @@ def connect(address: str) -> Iterator[Endpoint]:
         url=ray.url(DASHBOARD),
         agent=ray.agent,
         headers={header: f"Bearer {secret}"} if secret else {},
-        tls=None if in_pod else api.login.tls,
+        connection=None if in_pod else api.login.connection,
         auth=None if in_pod else api.login.auth,
         secrets=_secrets(groups["head"]["template"]["spec"]),
         facts=ray.facts,
@@ -139,7 +139,7 @@ def connect(address: str) -> Iterator[Endpoint]:
                 note(line)
             ray.ready(note, seconds)
 
-        yield replace(endpoint, url=forwards.dashboard(), agent=forwards.agent, tls=None, auth=None, ready=ready)
+        yield replace(endpoint, url=forwards.dashboard(), agent=forwards.agent, connection=None, auth=None, ready=ready)
 
 
 @contextmanager

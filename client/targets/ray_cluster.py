@@ -31,7 +31,9 @@ class Api:
     def __init__(self, login: kubeconfig.Login) -> None:
         self.login = login
         at = f"context {login.context}" if login.context else "this pod's account"
-        self._transport = Transport(Endpoint(at, login.url, lambda _: None, tls=login.tls, auth=login.auth))
+        self._transport = Transport(
+            Endpoint(at, login.url, lambda _: None, connection=login.connection, auth=login.auth)
+        )
 
     def get(self, path: str, **options: Any) -> Object | None:
         """One object or list, or None where there is none, or nothing of its kind."""

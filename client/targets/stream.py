@@ -183,7 +183,9 @@ def connect(login: "Login", path: str, query: list[tuple[str, str]], protocols: 
     address = f"{login.url}{path}?{urlencode(query)}"
     request = login.auth(requests.Request("GET", address).prepare())
     header = [f"{name}: {request.headers[name]}" for name in ("Authorization",) if name in request.headers]
-    connection = websocket.WebSocket(sslopt={"context": login.tls}, enable_multithread=False)
+    way, proxy = login.connection, urlsplit(login.connection.proxy or "")
+    tls = {"context": way.tls, "server_hostname": way.server_name}
+    connection = websocket.WebSocket(sslopt=tls, enable_multithread=False)
     try:
         connection.connect(
             "ws" + address.removeprefix("http"),
@@ -192,6 +194,10 @@ def connect(login: "Login", path: str, query: list[tuple[str, str]], protocols: 
             suppress_origin=True,
             timeout=_TIMEOUT,
             redirect_limit=0,
+            http_proxy_host=proxy.hostname,
+            http_proxy_port=proxy.port or 80,
+            http_proxy_auth=(proxy.username, proxy.password) if proxy.username else None,
+            proxy_type="http",
         )
     except websocket.WebSocketBadStatusException as error:
         raise _refused(login, error.status_code, error.resp_body or b"") from error

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 
 class Cutter:
-    """Passes bytes on to one address."""
+    """Passes bytes on to one address, wherever a client of an HTTP proxy wants to be connected."""
 
-    def __init__(self, upstream: tuple[str, int]) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: tuple[str, int], *, is_proxy: bool = False) -> None:
+        self.asked: list[str] = []  # where to, by clients of the proxy
+        self._upstream, self._is_proxy = upstream, is_proxy
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
@@ -42,15 +43,20 @@ class Cutter:
                 return
             there = socket.create_connection(self._upstream)
             self._open += [here, there]
-            threading.Thread(target=_join, args=(here, there), daemon=True).start()
+            threading.Thread(target=self._join, args=(here, there), daemon=True).start()
 
-
-def _join(here: socket.socket, there: socket.socket) -> None:
-    back = threading.Thread(target=_copy, args=(there, here), daemon=True)
-    with here, there:
-        back.start()
-        _copy(here, there)
-        back.join()
+    def _join(self, here: socket.socket, there: socket.socket) -> None:
+        back = threading.Thread(target=_copy, args=(there, here), daemon=True)
+        with here, there:
+            if self._is_proxy:
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    head += here.recv(1)
+                self.asked.append(head.decode().partition(" HTTP/1.")[0])
+                here.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back.start()
+            _copy(here, there)
+            back.join()
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
@@ -63,8 +69,8 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def cutter(host: str, port: int) -> Iterator[Cutter]:
-    made = Cutter((host, port))
+def cutter(host: str, port: int, *, is_proxy: bool = False) -> Iterator[Cutter]:
+    made = Cutter((host, port), is_proxy=is_proxy)
     try:
         yield made
     finally:

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from tests.e2e._cluster import Cluster, install
+from tests.e2e._cutter import Cutter, cutter
 from tests.e2e.conftest import apply, kubectl, new_namespace, unproved, until
 from tests.e2e.test_client import driver
-from tests.e2e.test_pod_commands import account, begun, checks, client
+from tests.e2e.test_pod_commands import account, api_server, begun, checks, client
 
 ACCOUNT = "person"
 SECONDS = 20
@@ -163,6 +164,34 @@ def test_a_token_in_a_file(ray: Cluster, tmp_path: Path) -> None:
     path = private(tmp_path / "token", token(ray) + "\n")  # as an editor ends it
     done = client(ray, "submit", "--", "echo", "hello", kubeconfig=kubeconfig(tmp_path, {"tokenFile": str(path)}))
     assert (done.returncode, driver(done)) == (0, b"hello\n"), done.stderr
+
+
+@pytest.mark.parametrize("named_by", ["kubeconfig", "environment"])
+def test_an_api_server_behind_a_proxy_under_another_name(
+    ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    data = json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json").stdout)
+
+    def known_as(name: str, proxy: Cutter) -> Path:
+        there = {"server": "https://api.invalid", "tls-server-name": name}
+        if named_by == "kubeconfig":
+            there["proxy-url"] = f"http://127.0.0.1:{proxy.port}"
+        else:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        data["clusters"][0]["cluster"] |= there
+        return private(tmp_path / "kubeconfig", json.dumps(data))
+
+    with cutter(*api_server(), is_proxy=True) as proxy:
+        by = known_as("kubernetes.default", proxy)
+        done = client(ray, "submit", "--", "echo", "hello", kubeconfig=by)
+        assert (done.returncode, driver(done)) == (0, b"hello\n"), done.stderr
+        done = client(ray, "exec", "--", "cat", stdin=b"hello", kubeconfig=by)
+        assert (done.returncode, done.stdout) == (0, b"hello"), done.stderr
+        code, found = checks(ray, kubeconfig=by)
+        assert code == 0, found
+        by = known_as("api.invalid", proxy)
+        one_line(client(ray, "list", kubeconfig=by), 69, "https://api.invalid cannot be trusted", "kubeconfig")
+    assert set(proxy.asked) == {"CONNECT api.invalid:443"}
 
 
 # Logins that run out under a job
