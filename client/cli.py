@@ -1,4 +1,4 @@
-"""The command line: it parses, prints and exits, and holds the one `except ClientError`."""
+"""The command line: it parses, prints and exits; `main` turns every error into a line and an exit code."""
 
 import os
 import sys

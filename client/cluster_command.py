@@ -57,7 +57,7 @@ def _only_for_clusters(ctx: click.Context) -> None:
 
 
 def _login(target: str, context: str | None) -> Any:
-    """The login to the cluster that is meant: one that is not on this machine is never taken unasked."""
+    """The login to the cluster that is meant: without a context the current one, where it is of that kind."""
     from client.output import note
     from client.targets import kubeconfig
 
@@ -86,7 +86,7 @@ def _login(target: str, context: str | None) -> Any:
     type=Seconds(),
     default="15m",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Wait so long for Ray to be ready; nothing is removed then.",
 )
 @click.pass_context

@@ -131,10 +131,10 @@ class Helm:
                 except (ValueError, yaml.YAMLError) as error:
                     reason = " ".join(str(error).split())
                     raise UsageError(f"{path}/Chart.yaml is not that of a chart: {reason}") from error
-                timeout = f"{max(1, int(seconds))}s"
-                return await client.install_or_upgrade_release(
-                    RELEASE, found, namespace=self.namespace, timeout=timeout, atomic=False, wait=False
-                )
+                options: Object = {"timeout": f"{max(1, int(seconds))}s", "atomic": False, "wait": False}
+                if client.version.major > 3:  # as Helm 3 does: the server would refuse groups that have been scaled
+                    options["server_side"] = "false"
+                return await client.install_or_upgrade_release(RELEASE, found, namespace=self.namespace, **options)
 
         return _cluster(self._run(act(), beat))
 

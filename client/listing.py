@@ -26,6 +26,9 @@ _SECRET = re.compile(
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 
+# The files that these variables name are secrets, too.
+_LOGINS = ("RAY_AUTH_TOKEN_PATH", "KUBECONFIG", "GOOGLE_APPLICATION_CREDENTIALS")
+
 # Why a path stays out, the firmest reason last, and what a `!` line reaches: it brings back what is held no firmer.
 _IN, _RULED_OUT, _GIT_IGNORED, _NEVER = range(4)
 
@@ -62,11 +65,17 @@ def listing(root: Path, excludes: Sequence[str] = ()) -> Listing:
     root = root.absolute()
     if not root.is_dir():
         raise UsageError(f"{shown(str(root))} is not a directory; name the directory to upload as the working dir")
-    walk = _Walk(_rules(excludes, "excludes", reach=_RULED_OUT))
+    walk = _Walk(_rules(excludes, "excludes", reach=_RULED_OUT), _logins())
     walk.visit(_Place(root, "", _IN, _git_tree(root, "")))
     if not walk.entries:
         raise UsageError(f"nothing in {shown(str(root))} may be uploaded; check its .gitignore and .rayignore files")
     return Listing(root, tuple(sorted(walk.entries, key=lambda entry: entry.path)), tuple(sorted(walk.withheld)))
+
+
+def _logins() -> frozenset[tuple[int, int]]:
+    """The files that the environment names as logins, by device and inode."""
+    named = [Path(part) for name in _LOGINS for part in os.environ.get(name, "").split(os.pathsep) if part]
+    return frozenset((info.st_dev, info.st_ino) for info in (path.stat() for path in named if path.is_file()))
 
 
 class _Rule(NamedTuple):
@@ -99,6 +108,7 @@ class _Place(NamedTuple):
 @dataclass
 class _Walk:
     excludes: tuple[_Rule, ...]
+    logins: frozenset[tuple[int, int]]
     entries: list[Entry] = field(default_factory=list)
     withheld: list[str] = field(default_factory=list)
 
@@ -121,17 +131,17 @@ class _Walk:
 
     def _child(self, place: _Place, name: str, enter_held: bool) -> None:
         path, source = place.path + name, place.directory / name
-        mode, size, problem = 0, 0, None
+        mode, size, is_login, problem = 0, 0, False, None
         try:
             info = source.stat()
-            mode, size = info.st_mode, info.st_size
+            mode, size, is_login = info.st_mode, info.st_size, (info.st_dev, info.st_ino) in self.logins
         except OSError as error:
             if not source.is_symlink() and isinstance(error, FileNotFoundError | NotADirectoryError):
                 return  # git tracks it, but it was deleted
             problem = error
         is_directory = stat.S_ISDIR(mode)
         git_ignored = _git_ignores(place, name, is_directory)
-        hold = self._hold(place, name, is_directory, git_ignored)
+        hold = self._hold(place, name, is_directory, git_ignored, is_login)
         if hold and not (is_directory and enter_held and not source.is_symlink()):
             return
         if problem:
@@ -142,10 +152,10 @@ class _Walk:
             _check_file(path, source)
             self.entries.append(Entry(path, source, size))
 
-    def _hold(self, place: _Place, name: str, is_directory: bool, git_ignored: bool) -> int:
+    def _hold(self, place: _Place, name: str, is_directory: bool, git_ignored: bool, is_login: bool) -> int:
         path = place.path + name + "/" * is_directory
         outer = max(place.hold, _GIT_IGNORED if git_ignored else _IN)
-        secret = _SECRET.fullmatch(name) or (is_directory and name in _SECRET_DIRECTORIES)
+        secret = is_login or _SECRET.fullmatch(name) or (is_directory and name in _SECRET_DIRECTORIES)
         hold = _NEVER if secret or name in _DEFAULTS else outer
         reach = _verdict(place.rules + self.excludes, path)
         if reach == 0:

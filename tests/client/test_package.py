@@ -372,6 +372,21 @@ def test_a_secret_is_withheld_named_once_and_brought_back_by_name(root: Path, pl
     assert found.withheld == ()
 
 
+@pytest.mark.parametrize("variable", ["RAY_AUTH_TOKEN_PATH", "KUBECONFIG", "GOOGLE_APPLICATION_CREDENTIALS"])
+def test_a_file_that_the_environment_names_as_a_login_is_withheld(
+    root: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(root, "a.py", "sub/mine")
+    (root / "link").symlink_to("sub/mine")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv(variable, "nowhere:sub/mine" if variable == "KUBECONFIG" else "sub/mine")
+    found = listing(root)
+    assert paths(found) == ["a.py"]
+    assert found.withheld == ("link", "sub/mine")
+    write(root, ".rayignore", text="!mine\n")
+    assert paths(listing(root)) == [".rayignore", "a.py", "sub/mine"]
+
+
 @pytest.mark.parametrize("secret", SECRET_DIRECTORIES)
 def test_a_secret_directory_is_withheld_named_once_and_brought_back(root: Path, secret: str) -> None:
     write(root, "a.py", f"sub/{secret}one", f"sub/{secret}two", f"sub/{secret}id_rsa")

@@ -1,6 +1,8 @@
 """`up local` and `down local` on a real cluster: what they wait for, what they refuse, and that nothing is left."""
 
+import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 from tests.e2e._cluster import SMALL
 from tests.e2e.conftest import IMAGE, apply, get, helm, inventory, kubectl, until, user_environment
+from tests.e2e.test_upgrade import helm_of
 
 Done = subprocess.CompletedProcess[str]
 REPOSITORY, _, TAG = IMAGE.rpartition(":")
@@ -158,6 +161,23 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
     assert "is not there: nothing to do" in twice.stderr
     assert not theirs()
     kubectl("patch", "rayservice", others, "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+
+
+def test_up_again_with_helm_4_keeps_a_worker_that_was_added(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The autoscaler does the same; `helm upgrade` by itself is refused then, see test_upgrade."""
+    (here.folder / "bin").mkdir()
+    (here.folder / "bin" / "helm").symlink_to(str(shutil.which(helm_of("4"))))
+    monkeypatch.setenv("PATH", str(here.folder / "bin"), prepend=os.pathsep)
+    three = "ray-cluster.worker.maxReplicas=3"
+    succeeded(here.up(three))
+    more = '[{"op":"replace","path":"/spec/workerGroupSpecs/0/replicas","value":2}]'
+    kubectl("patch", "raycluster", "ray", "-n", here.namespace, "--type=json", "-p", more)
+    until("one worker more", lambda: len(here.pods()) == 3, namespace=here.namespace)
+    pods = here.pods()
+    succeeded(here.up(three, "ray-cluster.head.labels.changed=head"))
+    changed = get("raycluster", "ray", "-n", here.namespace)["spec"]
+    assert changed["headGroupSpec"]["template"]["metadata"]["labels"]["changed"] == "head"
+    assert (changed["workerGroupSpecs"][0]["replicas"], here.pods(), here.revisions()) == (2, pods, 2)
 
 
 def test_an_image_that_cannot_be_pulled_and_a_down_that_is_killed(here: Here) -> None:
