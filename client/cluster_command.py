@@ -4,12 +4,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
-from client.errors import ClientError, UsageError
+from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 from client.options import Seconds
 
 _LEFT_SECONDS = 120.0  # for what Kubernetes itself removes behind a release
@@ -197,9 +197,11 @@ def _uninstall(helm: Any, release: Any, remains: Any, tell: Callable[[str], None
     from client.output import note
     from client.release import HookStuckError
 
-    def beat() -> None:
-        waits, pods = release.check_hooks(), release.pods()
-        tell(f"waiting for the chart's cleanup: {waits}" if waits else f"helm uninstalls: {pods} pods of Ray are left")
+    def beat(*, hooks: bool = True) -> None:
+        with suppress(Unreachable, NotAuthorised):  # helm goes on, whatever we can see of it
+            waits, pods = hooks and release.check_hooks(), release.pods()
+            left = f"helm uninstalls: {pods} pods of Ray are left"
+            tell(f"waiting for the chart's cleanup: {waits}" if waits else left)
 
     tell("helm uninstalls")
     try:
@@ -207,4 +209,4 @@ def _uninstall(helm: Any, release: Any, remains: Any, tell: Callable[[str], None
     except (HelmFailed, HookStuckError) as error:
         note(f"the chart's own cleanup does not work ({error}): it is done from here")
         remains.end_cluster(tell)
-        helm.uninstall(lambda: tell(f"helm uninstalls: {release.pods()} pods of Ray are left"), hooks=False)
+        helm.uninstall(lambda: beat(hooks=False), hooks=False)

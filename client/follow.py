@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from client.errors import ClientError, ContactLost, TimedOut, Unreachable
 from client.ray_jobs import JobNotFound, RayJobs
 from client.record import JobRecord
-from client.transport import NotFound
+from client.transport import Failed, NotFound
 
 _LOST_SECONDS = 120.0  # an API server needs a minute to end in good order, and then starts again
 _LOST_SECONDS_HERE = 20.0
@@ -96,7 +96,7 @@ def follow(
             note(line)
 
     quiet_since = contact
-    waiting_told = losing_told = False
+    waiting_told = losing_told = whole = False
     while True:
         before, began, took, known = offset, time.monotonic(), 0.0, ""
         try:
@@ -114,7 +114,7 @@ def follow(
                     raise Unreachable(f"the log breaks off after {offset} bytes: read it again nearer to the cluster")
                 return result(job)
             contact, losing_told = time.monotonic(), False
-            took = contact - began
+            took, whole = contact - began, not jobs.resumes(job)
             if job.status != seen or offset > before:
                 seen, quiet_since = job.status, contact
             if job.finished:
@@ -125,7 +125,7 @@ def follow(
             raise ContactLost(
                 f"the Ray head was restarted and knows job {submission_id} no longer: it is lost"
             ) from error
-        except Unreachable as error:
+        except (Unreachable, Failed) as error:  # the dashboard answers 500 while it starts a part of itself again
             lost = time.monotonic() - contact
             if lost > (_LOST_SECONDS_HERE if jobs.endpoint.in_place else _LOST_SECONDS):
                 state = f"contact lost for {lost:.0f} s, job {submission_id} may still run"
@@ -142,7 +142,7 @@ def follow(
             waiting_told = True
         # A log that has been quiet for long is asked less often: at most a second late, 5 % of the wait.
         pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, quiet / 20))
-        if seen and not jobs.resumes(job):
+        if whole:
             pause = max(pause, 4 * took)  # it comes whole each time: spare the link
         time.sleep(pause)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from client.errors import ClientError, TimedOut
 from client.targets.kubeconfig import Login
 from client.targets.ray_cluster import Api, Cluster, Object, is_ready, node_type, started
-from client.transport import NotFound
+from client.transport import NotFound, patient
 
 Tell = Callable[[str], object]
 _INSTANCE = "app.kubernetes.io/instance"
@@ -91,7 +91,8 @@ class Release:
             TimedOut: it is not ready, and why. Everything is left as it is.
         """
         cluster = self._cluster()
-        while why := self._why(cluster):
+        ask = patient(lambda: self._why(cluster))
+        while why := ask():
             if time.monotonic() > end:
                 raise TimedOut(f"{cluster} is not ready in time: {why} (nothing was removed: `up` again goes on)")
             tell(f"waiting for {cluster}: {why}")
@@ -152,6 +153,8 @@ class Release:
             return self.check_hooks()
         except HookStuckError as error:
             return str(error)
+        except ClientError:
+            return ""  # helm goes on, whatever we can see of it
 
     def check_hooks(self) -> str:
         """The same.

@@ -85,13 +85,13 @@ class JobSpec:
             raise UsageError(f"unknown key {unknown[0]} in the job file: it takes {', '.join(FILE_KEYS)}")
         given = {name: value for name, value in self.arguments.items() if value is not None}  # as Ray's SDK takes it
         _check_kinds(given, FILE_KEYS)
-        if (
-            self.accelerator
-        ):  # Ray's own amount (ray/_common/ray_option_utils.py): it asks for the kind, and uses up none
+        resources = given.get("entrypoint_resources", {})
+        if not all(isinstance(name, str) and isinstance(amount, int | float) for name, amount in resources.items()):
+            raise UsageError("entrypoint_resources must hold a number for each name")
+        if self.accelerator:
+            # Ray's own amount (ray/_common/ray_option_utils.py): it asks for the kind, and uses up none.
             kind = {f"{_ACCELERATOR}{self.accelerator}": 0.001}
-            given = {"entrypoint_num_gpus": 1, **given} | {
-                "entrypoint_resources": {**given.get("entrypoint_resources", {}), **kind}
-            }
+            given = {"entrypoint_num_gpus": 1, **given} | {"entrypoint_resources": {**resources, **kind}}
         object.__setattr__(self, "arguments", given)
         _check_kinds(self._runtime_env(), _RUNTIME_ENV_KEYS)
         if not self.script and not any(self.command) and not self.arguments.get("entrypoint"):

@@ -4,6 +4,7 @@ import os
 import ssl
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -15,6 +16,7 @@ from client.targets.endpoint import Connection, Endpoint
 
 _TIMEOUT = (5.0, 10.0)  # seconds to connect, and between two bytes of an answer
 _PAUSES = (0.1, 0.4)  # seconds before the second and the third try
+_AWAY_SECONDS = 60.0
 _FORBIDDEN = "not allowed:"
 _LOOPBACK = ("127.", "localhost", "::1")
 
@@ -27,7 +29,7 @@ def session(endpoint: Endpoint) -> requests.Session:
     http.auth = endpoint.auth
     way = endpoint.connection
     if way is None:
-        http.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        http.verify = _ca_bundle() or True
     else:
         http.mount("https://", _Pinned(way))
         if way.tls.verify_mode == ssl.CERT_NONE:  # urllib3 would turn it on again, in the context itself
@@ -38,6 +40,16 @@ def session(endpoint: Endpoint) -> requests.Session:
     elif not (urlsplit(endpoint.url).hostname or "").startswith(_LOOPBACK):
         http.proxies.update(requests.utils.get_environ_proxies(endpoint.url))
     return http
+
+
+def _ca_bundle() -> str | None:
+    """The CA file that the environment names, as `requests` takes it."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if path := os.environ.get(name):
+            if not os.path.exists(path):
+                raise UsageError(f"{name} names {path}, which is not there: name the CA file, or unset it")
+            return path
+    return None
 
 
 class _Pinned(requests.adapters.HTTPAdapter):
@@ -106,7 +118,7 @@ class Transport:
             try:
                 return self._send(method, path, **options)
             except Unreachable as error:
-                if isinstance(error.__cause__, requests.Timeout):
+                if isinstance(error, NotFound) or isinstance(error.__cause__, requests.Timeout):
                     raise
                 time.sleep(pause)
         return self._send(method, path, **options)
@@ -127,7 +139,7 @@ class Transport:
             there = "{0.scheme}://{0.netloc}".format(urlsplit(urljoin(url, response.headers["location"])))
             raise Unreachable(f"{self.endpoint.url} redirects to {there}: log in there first, or give that address")
         if response.status_code in (401, 403):
-            refusal = _refusal(response, bool(self.endpoint.headers))
+            refusal = _refusal(response, self.endpoint)
             raise (Forbidden if refusal.startswith(_FORBIDDEN) else NotAuthorised)(refusal)
         if response.status_code >= 400 and (said := _api_server_says(response)):
             kind = NotFound if response.status_code == 404 else Unreachable
@@ -135,6 +147,24 @@ class Transport:
         if response.status_code in (429, 502, 503, 504):
             raise Unreachable(f"{self.endpoint.url} answers {response.status_code}: try again in a moment")
         return response
+
+
+def patient(ask: Callable[[], str]) -> Callable[[], str]:
+    """Ask for a reason to wait; that the API server does not answer is one, for a minute."""
+    answered = time.monotonic()
+
+    def why() -> str:
+        nonlocal answered
+        try:
+            found = ask()
+        except Unreachable as error:
+            if time.monotonic() - answered > _AWAY_SECONDS:
+                raise
+            return str(error)
+        answered = time.monotonic()
+        return found
+
+    return why
 
 
 def refused(response: requests.Response) -> ClientError:
@@ -161,7 +191,7 @@ def _api_server_says(response: requests.Response) -> str | None:
         return None
 
 
-def _refusal(response: requests.Response, had_token: bool) -> str:
+def _refusal(response: requests.Response, endpoint: Endpoint) -> str:
     if said := _api_server_says(response):
         if response.status_code == 401:
             return f"{urlsplit(response.url).netloc} does not take this login: log in again"
@@ -169,7 +199,11 @@ def _refusal(response: requests.Response, had_token: bool) -> str:
     if not response.text.startswith(("Unauthorized:", "Forbidden:")):
         host = urlsplit(response.url).netloc
         return f"{host} answers {response.status_code}, and it is not Ray that does: log in there first"
-    if had_token:
+    if endpoint.address.startswith("kubernetes:"):
+        if endpoint.headers:
+            return "the cluster's pods do not take the token of its Secret: delete them, so that they read it anew"
+        return "the cluster wants a token: have its head take RAY_AUTH_TOKEN from a Secret, as the chart does"
+    if endpoint.headers:
         return "the cluster refused the token: put its own into the file that RAY_AUTH_TOKEN_PATH names"
     return "the cluster wants a token: put it into a file, and name that in RAY_AUTH_TOKEN_PATH"
 

@@ -1,13 +1,4 @@
-"""The target `embedded`: a Ray head of the client's own, on this machine, in a directory of its own.
-
-    $TMPDIR/rw-UID/warm/        the head that `up embedded` keeps, at most one
-                   RANDOM/      a cold head: it lives as long as one client
-                       lock     held by the head's keeper; a directory with a free lock is left over
-                       token    mode 0600, named to Ray by RAY_AUTH_TOKEN_PATH so that no environment holds it
-                       head.json, keeper.log, Ray's session_*
-
-The names are short because a Unix socket's path, deep inside, may have no more than 107 bytes.
-"""
+"""The target `embedded`: a Ray head of the client's own, on this machine, in a directory of its own (`head_folder`)."""
 
 import fcntl
 import json
@@ -28,14 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from client.errors import ClientError, TimedOut, Unreachable
-from client.targets import keeper
+from client.targets import head_folder, keeper
 from client.targets.endpoint import STOP_SECONDS, Endpoint, same_host_agent
 
 _HEAD = str(Path(__file__).with_name("head.py"))
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
-_FRESH_SECONDS = 30.0  # a directory younger than this may not have taken its lock yet
-_LONGEST_TMPDIR = 16  # bytes that leave room for Ray's socket names
 
 # An address or a token meant for another Ray would lead the head's own processes there.
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS", "RAY_JOB_HEADERS")
@@ -57,37 +46,12 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _base() -> Path:
-    """The folder of all heads of this user; nobody else can read it or put anything there."""
-    tmp = tempfile.gettempdir()
-    base = Path(tmp if len(tmp) <= _LONGEST_TMPDIR else "/tmp") / f"rw-{os.getuid()}"
-    base.mkdir(mode=0o700, exist_ok=True)
-    status = base.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077 or base.is_symlink():
-        raise ClientError(f"{base} is not a private folder of yours: remove it, or set TMPDIR to another folder")
-    return base
-
-
-def _lock(directory: Path) -> int | None:
-    """Take a head's lock: a descriptor to close or hand on, or None where its keeper holds it."""
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+@contextmanager
+def _room() -> Iterator[None]:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _sweep(base: Path) -> None:
-    """Remove what a head left whose keeper was killed together with it."""
-    for directory in base.iterdir():
-        with suppress(FileNotFoundError):
-            if time.time() - directory.stat().st_mtime < _FRESH_SECONDS:
-                continue
-            if (descriptor := _lock(directory)) is not None:
-                shutil.rmtree(directory, ignore_errors=True)
-                os.close(descriptor)
+        yield
+    except OSError as error:
+        raise ClientError(f"no Ray can be started here: {error.strerror}: set TMPDIR to another folder") from error
 
 
 def _free_ports(count: int) -> list[int]:
@@ -99,6 +63,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+@_room()
 def _start(directory: Path, lock: int, folder: Path, *, stdin: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
     """Start a head in a folder under a keeper that inherits the lock. Returns the keeper and what both print."""
     token = os.open(directory / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -189,6 +154,16 @@ def _wait_end(process: "subprocess.Popen[bytes]") -> None:
         process.wait(_END_SECONDS)
 
 
+@_room()
+def _new_folder() -> tuple[Path, int]:
+    base = head_folder.base()
+    head_folder.sweep(base)
+    directory = Path(tempfile.mkdtemp(prefix="", dir=base))
+    lock = head_folder.lock(directory)
+    assert lock is not None, "nobody else knows this directory"
+    return directory, lock
+
+
 @contextmanager
 def cold(folder: Path) -> Iterator[Endpoint]:
     """Start a head and yield its endpoint at once. It ends with the context, and in any case with this process.
@@ -196,11 +171,7 @@ def cold(folder: Path) -> Iterator[Endpoint]:
     Args:
         folder: what its processes run in.
     """
-    base = _base()
-    _sweep(base)
-    directory = Path(tempfile.mkdtemp(prefix="", dir=base))
-    lock = _lock(directory)
-    assert lock is not None, "nobody else knows this directory"
+    directory, lock = _new_folder()
     try:
         process, log = _start(directory, lock, folder, stdin=subprocess.PIPE)
     except BaseException:
@@ -217,14 +188,15 @@ def cold(folder: Path) -> Iterator[Endpoint]:
 
 def warm() -> Endpoint | None:
     """The endpoint of the head that `up embedded` keeps, or None."""
-    directory = _base() / "warm"
-    with suppress(FileNotFoundError):
-        if (lock := _lock(directory)) is None:
+    with suppress(OSError):
+        directory = head_folder.base() / "warm"
+        if (lock := head_folder.lock(directory, fcntl.LOCK_SH)) is None:
             return _endpoint(directory)
         os.close(lock)
     return None
 
 
+@_room()
 def up() -> bool:
     """Start the warm head, or wait for the one that is there.
 
@@ -235,15 +207,14 @@ def up() -> bool:
         Unreachable: it did not start.
         TimedOut: another process' start did not finish within a minute.
     """
-    base = _base()
-    _sweep(base)
+    base = head_folder.base()
+    head_folder.sweep(base)
     directory, deadline = base / "warm", time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         directory.mkdir(mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):  # the one before is on its way out
-            if (lock := _lock(directory)) is not None:
-                _empty(directory)
-                os.ftruncate(lock, 0)  # the process id of a keeper that was killed
+            if (lock := head_folder.lock(directory)) is not None:
+                head_folder.empty(directory, lock)
                 process, log = _start(directory, lock, Path.cwd(), stdin=subprocess.DEVNULL)
                 try:
                     _wait_ready(directory, process, log)
@@ -260,13 +231,6 @@ def up() -> bool:
     raise TimedOut(f"a head is being started in {directory} and is not ready: try `down embedded`, then `up embedded`")
 
 
-def _empty(directory: Path) -> None:
-    """Remove what a killed head left in the folder that the next one uses."""
-    for path in directory.iterdir():
-        if path.name != "lock":
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
 def down() -> bool:
     """End the warm head with everything it started, and nothing else.
 
@@ -276,9 +240,9 @@ def down() -> bool:
     Raises:
         TimedOut: it did not end.
     """
-    directory, deadline = _base() / "warm", time.monotonic() + _END_SECONDS
     if warm() is None:
         return False
+    directory, deadline = head_folder.base() / "warm", time.monotonic() + _END_SECONDS
     asked = False
     while time.monotonic() < deadline:
         if warm() is None:

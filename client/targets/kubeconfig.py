@@ -26,7 +26,6 @@ from client.targets import login_plugin
 from client.targets.endpoint import Connection
 
 if TYPE_CHECKING:
-    from kubernetes.client import Configuration
     from kubernetes.config.kube_config import KubeConfigLoader
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -129,14 +128,16 @@ def local_context() -> str | None:
             current = current or data.get("current-context") or ""
         except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
             continue  # said when it is used
-    server = str(clusters.get(contexts.get(current, {}).get("cluster"), {}).get("server", ""))
-    host = urlsplit(server).hostname or ""
+    try:
+        host = urlsplit(clusters[contexts[current]["cluster"]]["server"]).hostname or ""
+    except (ValueError, AttributeError, KeyError, TypeError):
+        host = ""
     return current if current.startswith(_LOCAL_CONTEXTS) or _LOCAL_HOST.fullmatch(host) else None
 
 
 def _files() -> list[Path]:
     named = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    return [path for part in named.split(os.pathsep) if part and (path := Path(part)).is_file()]
+    return [Path(part) for part in named.split(os.pathsep) if os.path.isfile(part)]
 
 
 def source() -> str:
@@ -169,7 +170,7 @@ def _of_pod() -> Login:
         return _Credentials(f"Bearer {token}", expires=time.time() + _FILE_SECONDS)
 
     url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-    tls = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
+    tls = _trusting(str(_ACCOUNT / "ca.crt"))
     return Login(None, url, (_ACCOUNT / "namespace").read_text(), Connection(tls), _Authorization(read(), read))
 
 
@@ -188,17 +189,20 @@ def _load(context: str | None, tls: ssl.SSLContext | None = None) -> tuple[str, 
     path = os.pathsep.join(map(str, files))
     configuration = Configuration()
     with _ONE_AT_A_TIME:
+        theirs, kube_config._temp_files = kube_config._temp_files, {}  # of a notebook's own clients
         try:
-            contexts, active = kube_config.list_kube_config_contexts(path)
-            if context:
-                active = next((c for c in contexts if c["name"] == context), None)
+            config = kube_config.KubeConfigMerger(path).config
+            contexts, wanted = [c.value for c in config["contexts"]], context or config.value.get("current-context")
+            active = next((c for c in contexts if c["name"] == wanted), None)
             if not active:
                 known = ", ".join(c["name"] for c in contexts) or "none"
-                raise UsageError(f"the kubeconfig has no context {context or 'that is current'}: it has {known}")
-            loader = kube_config.KubeConfigLoader(kube_config.KubeConfigMerger(path).config, active["name"])
+                raise UsageError(f"the kubeconfig has no context {wanted or 'that is current'}: it has {known}")
+            loader = kube_config.KubeConfigLoader(config, active["name"])
             expires = _ask_plugin(loader, active["name"])
             loader.load_and_set(configuration)
-            tls = tls or _trusting(configuration)
+            tls = tls or _trusting(configuration.ssl_ca_cert)
+            if not configuration.verify_ssl:
+                tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
             if configuration.cert_file:
                 tls.load_cert_chain(configuration.cert_file, configuration.key_file)
             certificate = Path(configuration.cert_file).read_bytes() if configuration.cert_file else b""
@@ -212,6 +216,7 @@ def _load(context: str | None, tls: ssl.SSLContext | None = None) -> tuple[str, 
             raise UsageError(f"{path} is no kubeconfig: name another in KUBECONFIG") from error
         finally:
             kube_config._cleanup_temp_files()  # the key was written there to be read once
+            kube_config._temp_files = theirs
     header = (configuration.api_key.get("BearerToken") or "").strip()  # a token's file ends with a newline
     if not (header.isascii() and header.isprintable()):  # the library that sends it would say it aloud
         raise NotAuthorised(f"the login of context {active['name']} is not one: it has bytes of no token: log in again")
@@ -240,8 +245,8 @@ def _ask_plugin(loader: "KubeConfigLoader", name: str) -> float:
     return datetime.fromisoformat(expires).timestamp() if expires else math.inf
 
 
-def _trusting(configuration: "Configuration") -> ssl.SSLContext:
-    tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-    if not configuration.verify_ssl:
-        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+def _trusting(ca: str | None) -> ssl.SSLContext:
+    """Trust what kubectl does: Python 3.13 by itself wants key identifiers that CAs of old clusters do not have."""
+    tls = ssl.create_default_context(cafile=ca)
+    tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return tls

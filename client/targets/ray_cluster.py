@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from client.errors import ClientError, NotAuthorised, TimedOut, Unreachable, UsageError
 from client.targets import kubeconfig
 from client.targets.endpoint import Endpoint
-from client.transport import NotFound, Transport
+from client.transport import NotFound, Transport, patient
 
 _POLL_SECONDS = 0.5
 _GONE = "it is gone"
@@ -132,7 +132,10 @@ def token(api: Api, cluster: Object) -> str | None:
         raise Unreachable(
             f"the Secret {name} with the token of RayCluster {path(cluster)} is not there: upgrade or install the chart"
         )
-    return base64.b64decode(secret["data"][key]).decode().strip()
+    found = base64.b64decode(secret["data"][key]).decode(errors="replace").strip()
+    if not (found.isascii() and found.isprintable()):  # as a header it would fail, with an error that shows it
+        raise UsageError(f"the Secret {name} does not hold a token in {key}: that is one line of ASCII")
+    return found
 
 
 class Cluster:
@@ -149,12 +152,13 @@ class Cluster:
 
     @cached_property
     def service(self) -> str:
-        """The Service to use; upstream's where the login may not look for the chart's."""
+        """The Service to use; the operator's where there is none of the chart's, or the login may not look for it."""
         try:
             own = self.api.get(f"{self.core}/services/{self.name}-api")
         except NotAuthorised:
             own = None
-        return f"{self.name}-api" if own else f"{self.name}-head-svc"
+        made = (self.read().get("status", {}).get("head") or {}).get("serviceName")
+        return f"{self.name}-api" if own else str(made or f"{self.name}-head-svc")
 
     def url(self, port: int) -> str:
         """A port of the Service, as the submitter Role spells it."""
@@ -204,8 +208,8 @@ class Cluster:
             note: told what is waited for, each time that it changes.
             seconds: how long.
         """
-        end, told = time.monotonic() + seconds, ""
-        while (why := self.why()) and time.monotonic() < end:
+        end, told, ask = time.monotonic() + seconds, "", patient(self.why)
+        while (why := ask()) and time.monotonic() < end:
             if why == _GONE:
                 raise NotFound(f"{self} is gone: install the chart again, or give another address")
             if why != told:
@@ -237,6 +241,8 @@ class Cluster:
         if not (head := self.head()):
             said = self.api.said(self.namespace, self.name)
             return said or "it has no head pod yet (is a KubeRay operator running?)"
+        if not cluster.get("status", {}).get("conditions") and is_ready(head):
+            return ""  # before KubeRay 1.3, or by its feature gate, an operator sets none
         return self.api.why(head)
 
 

@@ -112,7 +112,7 @@ class Stream:
         except _LATER:
             pass
         except OSError:
-            self.closed = True
+            self._out.clear()  # what the server sent before is there to be read, and `read` finds the end
 
     def read(self) -> list[tuple[int, bytes]]:
         """The messages that are there, as channel and content; `closed` is set at the end."""

@@ -1,9 +1,11 @@
 """An HTTP server of any behaviour, for what is not quite a Ray dashboard."""
 
 import http.server
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,13 +37,18 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(answer: Answer) -> Iterator[str]:
+def serving(answer: Answer, tls: tuple[Path, Path] | None = None) -> Iterator[str]:
+    """Serve; `tls` is the files of a certificate and its key."""
     with Server(("127.0.0.1", 0), Handler) as server:
         server.answer = answer
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

@@ -1,5 +1,6 @@
 """client/targets/embedded.py: a Ray of our own that meets no other, and of which nothing stays."""
 
+import fcntl
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.targets import embedded
+from client.targets import embedded, head_folder
 from tests.conftest import Cli
 
 WAITS = """
@@ -40,12 +41,12 @@ def script(tmp_path: Path) -> Callable[[str], str]:
 
 def heads() -> list[Path]:
     """The folders of the heads there are, those that pytest's own session holds left out."""
-    return [path for path in embedded._base().iterdir() if not (path / "of-the-session").exists()]
+    return [path for path in head_folder.base().iterdir() if not (path / "of-the-session").exists()]
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(head: object) -> Iterator[None]:
-    for path in embedded._base().iterdir():
+    for path in head_folder.base().iterdir():
         (path / "of-the-session").touch()
     memory = set(os.listdir("/dev/shm"))
     yield
@@ -251,3 +252,47 @@ def test_a_folder_that_others_may_read_is_refused(run: Cli) -> None:
         done = run("submit", "--", "true", env={"TMPDIR": tmp})
     assert done.returncode == 1
     assert b"not a private folder" in done.stderr
+
+
+@pytest.fixture
+def killed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
+    """What is left of a warm head that was killed; the process id in it is another process' by now."""
+    with tempfile.TemporaryDirectory(prefix="rwt", dir="/tmp") as folder, subprocess.Popen(["sleep", "60"]) as stranger:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        directory = head_folder.base() / "warm"
+        directory.mkdir()
+        (directory / "lock").write_text(str(stranger.pid))
+        (directory / "token").write_text("t")
+        (directory / "head.json").write_text(
+            '{"dashboard_port": 1, "agent_port": 1, "python": "python", "folder": [1, 1]}'
+        )
+        yield directory, stranger.pid
+        monkeypatch.undo()
+        tempfile.tempdir = None
+        stranger.kill()
+
+
+def test_two_that_look_for_a_killed_head_find_none(killed: tuple[Path, int]) -> None:
+    assert (other := head_folder.lock(killed[0], fcntl.LOCK_SH)) is not None
+    assert embedded.warm() is None
+    os.close(other)
+
+
+def test_a_killed_head_that_is_being_removed_is_neither_used_nor_ended(killed: tuple[Path, int]) -> None:
+    directory, stranger = killed
+    assert (lock := head_folder.lock(directory)) is not None
+    head_folder.empty(directory, lock)
+    assert (embedded.warm(), embedded.down()) == (None, False)
+    os.close(lock)
+    assert os.listdir(directory) == ["lock"] and not (directory / "lock").read_text()
+    assert psutil.pid_exists(stranger) and psutil.Process(stranger).status() != psutil.STATUS_ZOMBIE
+
+
+def test_no_room_for_a_head(run: Cli) -> None:
+    with tempfile.TemporaryDirectory(prefix="rwt", dir="/tmp") as folder:
+        (Path(folder) / f"rw-{os.getuid()}").touch()
+        for command in (["submit", "--", "true"], ["up", "embedded"]):
+            done = run(*command, env={"TMPDIR": folder})
+            assert (done.returncode, done.stderr.count(b"\n")) == (1, 1), done.stderr
+            assert b"is not a private folder of yours: remove it, or set TMPDIR" in done.stderr

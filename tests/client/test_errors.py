@@ -225,6 +225,18 @@ def test_a_server_that_does_not_speak_http_is_refused(run: Cli) -> None:
     assert "does not answer: it does not speak HTTP" in refusal(done, 69)
 
 
+def test_a_ca_file_that_is_not_there(run: Cli) -> None:
+    done = run("list", "--address", "https://127.0.0.1:1", env={"REQUESTS_CA_BUNDLE": "/nowhere/ca.pem"})
+    assert "REQUESTS_CA_BUNDLE names /nowhere/ca.pem, which is not there" in refusal(done, 2)
+
+
+@pytest.mark.parametrize("resources", ['{"accelerator_type:L4": "1"}', "{1: 1}"])
+def test_resources_of_a_job_file_that_are_none(resources: str, run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"entrypoint: 'true'\nentrypoint_resources: {resources}\n")
+    done = run("submit", "-f", "job.yaml", env=NOWHERE)
+    assert "entrypoint_resources must hold a number for each name" in refusal(done, 2)
+
+
 def test_a_silent_server_is_given_up(run: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         began = time.monotonic()

@@ -7,13 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from client import follow
-from client.errors import ContactLost
+from client.errors import ContactLost, Unreachable
 from client.ray_jobs import JobNotFound, RayJobs
 from client.record import JobRecord
 from client.targets.endpoint import Endpoint
@@ -161,6 +161,37 @@ def test_a_head_that_forgot_the_job_is_told(head: Endpoint, jobs: RayJobs) -> No
             follow.follow(through, job.submission_id, forget)
         assert dashboard.fired["status"]
     assert follow.stop(jobs, job.submission_id, 30).status == "STOPPED"
+
+
+def test_a_dashboard_that_fails_for_a_while_is_asked_again(head: Endpoint, jobs: RayJobs) -> None:
+    job, log, notes = start(jobs, "sleep 2; echo done"), bytearray(), list[str]()
+
+    def note(line: str) -> None:
+        notes.append(line)
+        dashboard.faults.status = None
+
+    with via_proxy(head, job.agent) as (through, dashboard, _):
+        dashboard.faults.status, dashboard.faults.match = 500, "/api/jobs/"
+        ended = follow.follow(through, job.submission_id, log.extend, note)
+        assert dashboard.fired["status"]
+    assert (ended.exit_code, log.endswith(b"\ndone\n")) == (0, True)
+    assert len(notes) == 1 and notes[0].startswith("no contact, trying on: the cluster answered 500")
+
+
+def test_a_way_to_the_log_that_is_not_found_at_once(jobs: RayJobs) -> None:
+    """The API server may fail at any question, that for an agent's pod too."""
+    job, log, notes, failed = start(jobs, "sleep 1; echo done"), bytearray(), list[str](), list[str]()
+
+    def agent(address: str) -> str | None:
+        if len(failed) < 5:
+            failed.append(address)
+            raise Unreachable("no answer")
+        return jobs.endpoint.agent(address)
+
+    through = RayJobs(replace(jobs.endpoint, agent=agent))
+    ended = follow.follow(through, job.submission_id, log.extend, notes.append)
+    assert (ended.exit_code, log.endswith(b"\ndone\n"), len(failed)) == (0, True, 5)
+    assert notes == ["no contact, trying on: no answer"]
 
 
 def test_a_job_that_is_not_there(jobs: RayJobs) -> None:

@@ -5,7 +5,9 @@ import base64
 import json
 import os
 import socket
+import ssl
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ def test_too_many_parts() -> None:
         ("x", "https://[::1]:6443", True),
         ("gke_p_l_c", "https://34.1.2.3", False),
         ("mankind-x", "https://localhosts.example:6443", False),
+        ("x", "https://[::1:6443", False),
     ],
 )
 def test_local_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: str, server: str, local: bool) -> None:
@@ -87,6 +90,72 @@ def test_an_unknown_context_names_the_known(run: Cli, tmp_path: Path, closed: st
     done = run("list", "--address", "kubernetes://near", env={"KUBECONFIG": str(config(tmp_path, closed, {}))})
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert b"near" in done.stderr and b"far" in done.stderr
+
+
+@pytest.mark.parametrize("current", [None, "", "gone"])
+def test_a_named_context_needs_no_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str, current: str | None
+) -> None:
+    path = config(tmp_path, closed, {"token": "t"})
+    data = yaml.safe_load(path.read_text())
+    data.pop("current-context")
+    path.write_text(yaml.safe_dump(data if current is None else {**data, "current-context": current}))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert (kubeconfig.login("far").context, kubeconfig.local_context()) == ("far", None)
+    with pytest.raises(UsageError, match=f"has no context {current or 'that is current'}: it has far"):
+        kubeconfig.login(None)
+
+
+def certificates(folder: Path) -> dict[str, Any]:
+    """A CA without key identifiers, as old clusters have, a server's certificate by it, and the cluster of both."""
+    request = "[req]\ndistinguished_name=name\ndefault_bits=2048\n[name]\n"
+    (folder / "ca.conf").write_text(f"{request}[ca]\nbasicConstraints=critical,CA:true\n")
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=none\n")
+    for command in (
+        "openssl req -x509 -nodes -subj /CN=ca -config ca.conf -extensions ca -keyout ca.key -out ca.pem",
+        "openssl req -new -nodes -subj /CN=server -config ca.conf -keyout key.pem -out request",
+        "openssl x509 -req -in request -CA ca.pem -CAkey ca.key -CAcreateserial -extfile san -out server.pem",
+    ):
+        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return {"certificate-authority-data": base64.b64encode((folder / "ca.pem").read_bytes()).decode()}
+
+
+def test_an_old_clusters_ca_is_trusted_as_kubectl_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, create = certificates(tmp_path), ssl.create_default_context
+
+    def as_of_python_3_13(*args: Any, **options: Any) -> ssl.SSLContext:
+        made = create(*args, **options)
+        made.verify_flags |= ssl.VERIFY_X509_STRICT
+        return made
+
+    monkeypatch.setattr(ssl, "create_default_context", as_of_python_3_13)
+    with serving(lambda *_: (200, {}, b"{}"), tls=(tmp_path / "server.pem", tmp_path / "key.pem")) as url:
+        path = config(tmp_path, url, {"token": "t"})
+        data = yaml.safe_load(path.read_text())
+        data["clusters"][0]["cluster"] |= cluster
+        path.write_text(yaml.safe_dump(data))
+        monkeypatch.setenv("KUBECONFIG", str(path))
+        login = kubeconfig.login("far")
+        assert Api(login).get("/version") == {}
+        login.connection.tls.verify_flags |= ssl.VERIFY_X509_STRICT
+        with pytest.raises(Unreachable, match="mend its cluster's certificate-authority in the kubeconfig"):
+            Api(login).get("/version")
+
+
+def test_a_notebooks_own_client_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
+    from kubernetes import client
+    from kubernetes import config as own
+
+    path = config(tmp_path, closed, {"token": "t"})
+    data = yaml.safe_load(path.read_text())
+    data["clusters"][0]["cluster"] |= certificates(tmp_path)
+    path.write_text(yaml.safe_dump(data))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    own.load_kube_config(str(path), client_configuration=(theirs := client.Configuration()))
+    before = set(os.listdir(tempfile.gettempdir()))
+    kubeconfig.login("far")
+    assert Path(str(theirs.ssl_ca_cert)).read_bytes() == (tmp_path / "ca.pem").read_bytes()
+    assert set(os.listdir(tempfile.gettempdir())) <= before
 
 
 def test_nonsense_for_a_kubeconfig(run: Cli, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""client/targets/ray_cluster.py on RayClusters that the operator at hand does not make; the API server is ours."""
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from client import transport
+from client.errors import Unreachable, UsageError
+from client.targets import kubeconfig
+from client.targets.ray_cluster import Api, Cluster, Object, token
+from client.transport import patient
+from tests.client.server import serving
+
+CORE = "/api/v1/namespaces/team"
+CLUSTER = "/apis/ray.io/v1/namespaces/team/rayclusters/ray"
+READY = [{"type": "Ready", "status": "True"}]
+HEAD = {"name": "h", "labels": {"ray.io/node-type": "head"}}
+
+
+def ray_cluster(status: Object) -> Object:
+    head = {"template": {"spec": {"containers": [{"name": "ray-head", "image": "ray"}]}}}
+    return {"metadata": {"namespace": "team", "name": "ray"}, "spec": {"headGroupSpec": head}, "status": status}
+
+
+@contextmanager
+def api(objects: dict[str, Object], monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[tuple[Api, list[str]]]:
+    """An API server that has these, by their paths, and what it was asked."""
+    asked: list[str] = []
+
+    def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        path = handler.path.partition("?")[0]
+        asked.append(path)
+        missing = {"kind": "Status", "message": f"{path} not found"}
+        found = objects.get(path, missing)
+        return 404 if found is missing else 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
+
+    with serving(answer) as url:
+        data = {
+            "clusters": [{"name": "c", "cluster": {"server": url}}],
+            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+        }
+        (tmp_path / "kubeconfig").write_text(json.dumps(data))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield Api(kubeconfig.login("here")), asked
+
+
+@pytest.mark.parametrize(("ready", "why"), [(READY, ""), ([], "pod h is starting")])
+def test_an_operator_that_sets_no_conditions(
+    ready: list[Object], why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    head = {"metadata": {**HEAD, "namespace": "team"}, "status": {"conditions": ready}}
+    found = ray_cluster({"state": "ready"})
+    with api({CLUSTER: found, f"{CORE}/pods": {"items": [head]}}, monkeypatch, tmp_path) as (server, _):
+        assert Cluster(server, found).why() == why
+
+
+@pytest.mark.parametrize(
+    ("services", "status", "name"),
+    [
+        ({f"{CORE}/services/ray-api": {"kind": "Service"}}, {"serviceName": "other"}, "ray-api"),
+        ({}, {"serviceName": "rame-that-is-cut-head-svc"}, "rame-that-is-cut-head-svc"),
+        ({}, {}, "ray-head-svc"),
+    ],
+)
+def test_the_service_of_a_cluster(
+    services: dict[str, Object], status: Object, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    found = ray_cluster({"head": status})
+    with api({CLUSTER: found, **services}, monkeypatch, tmp_path) as (server, asked):
+        assert Cluster(server, found).service == name
+    assert asked.count(f"{CORE}/services/ray-api") == 1  # what is not there is not asked for again
+
+
+@pytest.mark.parametrize("content", [b"SECRETPART1\nSECRETPART2", b"\xff\xfeSECRET", "SECRET\u00e4".encode()])
+def test_a_secret_that_holds_no_token_is_not_said_aloud(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    found = ray_cluster({})
+    found["spec"]["authOptions"] = {"mode": "token"}
+    secret = {"data": {"auth_token": base64.b64encode(content).decode()}}
+    with (
+        api({f"{CORE}/secrets/ray": secret}, monkeypatch, tmp_path) as (server, _),
+        pytest.raises(UsageError, match="the Secret ray does not hold a token in auth_token") as raised,
+    ):
+        token(server, found)
+    assert "SECRET" not in str(raised.value).removeprefix("the Secret")
+
+
+def test_an_api_server_that_is_away_for_a_while_is_a_reason_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[str | Unreachable] = ["it is starting", Unreachable("no answer"), ""]
+
+    def ask() -> str:
+        if isinstance(answer := answers.pop(0), str):
+            return answer
+        raise answer
+
+    why = patient(ask)
+    assert [why(), why(), why()] == ["it is starting", "no answer", ""]
+    answers.append(Unreachable("no answer"))
+    monkeypatch.setattr(transport, "_AWAY_SECONDS", -1.0)
+    with pytest.raises(Unreachable, match="no answer"):
+        why()
