@@ -63,7 +63,6 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-@_room()
 def _start(directory: Path, lock: int, folder: Path, *, stdin: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
     """Start a head in a folder under a keeper that inherits the lock. Returns the keeper and what both print."""
     token = os.open(directory / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -155,13 +154,17 @@ def _wait_end(process: "subprocess.Popen[bytes]") -> None:
 
 
 @_room()
-def _new_folder() -> tuple[Path, int]:
+def _start_anew(folder: Path) -> "tuple[Path, subprocess.Popen[bytes], IO[bytes]]":
     base = head_folder.base()
     head_folder.sweep(base)
     directory = Path(tempfile.mkdtemp(prefix="", dir=base))
-    lock = head_folder.lock(directory)
-    assert lock is not None, "nobody else knows this directory"
-    return directory, lock
+    try:
+        lock = head_folder.lock(directory)
+        assert lock is not None, "nobody else knows this directory"
+        return directory, *_start(directory, lock, folder, stdin=subprocess.PIPE)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -171,12 +174,7 @@ def cold(folder: Path) -> Iterator[Endpoint]:
     Args:
         folder: what its processes run in.
     """
-    directory, lock = _new_folder()
-    try:
-        process, log = _start(directory, lock, folder, stdin=subprocess.PIPE)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
+    directory, process, log = _start_anew(folder)
     try:
         yield _endpoint(directory, lambda: _wait_ready(directory, process, log), cold=True)
     finally:
