@@ -74,8 +74,8 @@ def listing(root: Path, excludes: Sequence[str] = ()) -> Listing:
 
 def _logins() -> frozenset[tuple[int, int]]:
     """The files that the environment names as logins, by device and inode."""
-    named = [Path(part) for name in _LOGINS for part in os.environ.get(name, "").split(os.pathsep) if part]
-    return frozenset((info.st_dev, info.st_ino) for info in (path.stat() for path in named if path.is_file()))
+    named = [path for name in _LOGINS for path in os.environ.get(name, "").split(os.pathsep)]
+    return frozenset((info.st_dev, info.st_ino) for info in (os.stat(path) for path in named if os.path.isfile(path)))
 
 
 class _Rule(NamedTuple):

@@ -71,9 +71,11 @@ class Sink:
 
     def write(self, data: bytes) -> None:
         """Pass bytes on at once."""
-        # Ctrl-C between the two would leave an offset that is behind, and these bytes would be shown again.
+        # Ctrl-C between the two would leave an offset that is behind, and these bytes would be shown again. To block
+        # the signal would not do: where there are more threads, another is given it.
+        came = list[int]()
+        before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             self._stream.write(data)
             self._stream.flush()
             self.offset += len(data)
@@ -82,7 +84,9 @@ class Sink:
         except OSError as error:
             raise OutputLost(f"the log cannot be written here: {error.strerror}") from error
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.signal(signal.SIGINT, before)
+            if came:
+                signal.raise_signal(signal.SIGINT)
 
 
 def job_data(job: JobRecord) -> dict[str, Any]:

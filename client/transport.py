@@ -28,9 +28,9 @@ def session(endpoint: Endpoint) -> requests.Session:
     http.headers.update(endpoint.headers)
     http.auth = endpoint.auth
     way = endpoint.connection
-    if way is None:
+    if way is None and endpoint.url.startswith("https:"):
         http.verify = _ca_bundle() or True
-    else:
+    elif way:
         http.mount("https://", _Pinned(way))
         if way.tls.verify_mode == ssl.CERT_NONE:  # urllib3 would turn it on again, in the context itself
             http.verify = False

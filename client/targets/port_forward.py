@@ -7,7 +7,6 @@ machine needs Ray's token still.
 """
 
 import select
-import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -95,7 +94,6 @@ def _port(head: Object) -> int:
 
 
 def _accept(listener: socket.socket, reach: Callable[[], stream.Stream]) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the main thread's, which may not take it just now
     while True:
         try:
             connection, _ = listener.accept()

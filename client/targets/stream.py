@@ -12,11 +12,11 @@ import ssl
 import struct
 import time
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import requests
 
-from client.errors import ClientError, NotAuthorised, Unreachable
+from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 from client.transport import Forbidden, NotFound, reason
 
 if TYPE_CHECKING:
@@ -184,6 +184,8 @@ def connect(login: "Login", path: str, query: list[tuple[str, str]], protocols: 
     request = login.auth(requests.Request("GET", address).prepare())
     header = [f"{name}: {request.headers[name]}" for name in ("Authorization",) if name in request.headers]
     way, proxy = login.connection, urlsplit(login.connection.proxy or "")
+    if proxy.scheme not in ("", "http"):
+        raise UsageError(f"the kubeconfig's proxy-url is {proxy.scheme}://, and a stream needs an http:// one")
     tls = {"context": way.tls, "server_hostname": way.server_name}
     connection = websocket.WebSocket(sslopt=tls, enable_multithread=False)
     try:
@@ -196,7 +198,8 @@ def connect(login: "Login", path: str, query: list[tuple[str, str]], protocols: 
             redirect_limit=0,
             http_proxy_host=proxy.hostname,
             http_proxy_port=proxy.port or 80,
-            http_proxy_auth=(proxy.username, proxy.password) if proxy.username else None,
+            http_proxy_auth=(unquote(proxy.username), unquote(proxy.password or "")) if proxy.username else None,
+            http_no_proxy=[""] if proxy.hostname else None,  # the environment's exceptions are from its own proxy
             proxy_type="http",
         )
     except websocket.WebSocketBadStatusException as error:

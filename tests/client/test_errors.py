@@ -228,6 +228,8 @@ def test_a_server_that_does_not_speak_http_is_refused(run: Cli) -> None:
 def test_a_ca_file_that_is_not_there(run: Cli) -> None:
     done = run("list", "--address", "https://127.0.0.1:1", env={"REQUESTS_CA_BUNDLE": "/nowhere/ca.pem"})
     assert "REQUESTS_CA_BUNDLE names /nowhere/ca.pem, which is not there" in refusal(done, 2)
+    done = run("list", "--address", "http://127.0.0.1:1", env={"REQUESTS_CA_BUNDLE": "/nowhere/ca.pem"})
+    assert "http://127.0.0.1:1 does not answer" in refusal(done, 69)
 
 
 @pytest.mark.parametrize("resources", ['{"accelerator_type:L4": "1"}', "{1: 1}"])

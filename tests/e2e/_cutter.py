@@ -47,11 +47,13 @@ class Cutter:
 
     def _join(self, here: socket.socket, there: socket.socket) -> None:
         back = threading.Thread(target=_copy, args=(there, here), daemon=True)
-        with here, there:
+        with here, there, contextlib.suppress(ConnectionError):
             if self._is_proxy:
                 head = b""
                 while not head.endswith(b"\r\n\r\n"):
-                    head += here.recv(1)
+                    if not (byte := here.recv(1)):
+                        return
+                    head += byte
                 self.asked.append(head.decode().partition(" HTTP/1.")[0])
                 here.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             back.start()

@@ -176,6 +176,7 @@ def test_an_api_server_behind_a_proxy_under_another_name(
         there = {"server": "https://api.invalid", "tls-server-name": name}
         if named_by == "kubeconfig":
             there["proxy-url"] = f"http://127.0.0.1:{proxy.port}"
+            monkeypatch.setenv("NO_PROXY", "api.invalid")  # it is about proxies of the environment
         else:
             monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         data["clusters"][0]["cluster"] |= there

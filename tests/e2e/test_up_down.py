@@ -173,6 +173,8 @@ def test_up_again_with_helm_4_keeps_a_worker_that_was_added(here: Here, monkeypa
     more = '[{"op":"replace","path":"/spec/workerGroupSpecs/0/replicas","value":2}]'
     kubectl("patch", "raycluster", "ray", "-n", here.namespace, "--type=json", "-p", more)
     until("one worker more", lambda: len(here.pods()) == 3, namespace=here.namespace)
+    ready = ("--for=condition=Ready", "pod", "-l", "ray.io/cluster=ray", "--timeout=2m")
+    kubectl("wait", "-n", here.namespace, *ready, timeout=150)  # `up` makes pods anew that have not started
     pods = here.pods()
     succeeded(here.up(three, "ray-cluster.head.labels.changed=head"))
     changed = get("raycluster", "ray", "-n", here.namespace)["spec"]
