@@ -34,6 +34,11 @@ def same_host_agent(url: str) -> Callable[[str], str | None]:
     return reach
 
 
+def is_token(text: str) -> bool:
+    """Whether it can be sent in a header: the library that sends it would say aloud what cannot."""
+    return text.isascii() and text.isprintable()
+
+
 @dataclass(frozen=True)
 class Connection:
     """How an API server is connected to.

@@ -23,7 +23,7 @@ import yaml
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 from client.targets import login_plugin
-from client.targets.endpoint import Connection
+from client.targets.endpoint import Connection, is_token
 
 if TYPE_CHECKING:
     from kubernetes.config.kube_config import KubeConfigLoader
@@ -218,7 +218,7 @@ def _load(context: str | None, tls: ssl.SSLContext | None = None) -> tuple[str, 
             kube_config._cleanup_temp_files()  # the key was written there to be read once
             kube_config._temp_files = theirs
     header = (configuration.api_key.get("BearerToken") or "").strip()  # a token's file ends with a newline
-    if not (header.isascii() and header.isprintable()):  # the library that sends it would say it aloud
+    if not is_token(header):
         raise NotAuthorised(f"the login of context {active['name']} is not one: it has bytes of no token: log in again")
     credentials = _Credentials(header, certificate, expires)
     # The configuration's own proxy may be the environment's, which knows of exceptions.

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from client.errors import ClientError, NotAuthorised, TimedOut, Unreachable, UsageError
 from client.targets import kubeconfig
-from client.targets.endpoint import Endpoint
+from client.targets.endpoint import Endpoint, is_token
 from client.transport import NotFound, Transport, patient
 
 _POLL_SECONDS = 0.5
@@ -133,7 +133,7 @@ def token(api: Api, cluster: Object) -> str | None:
             f"the Secret {name} with the token of RayCluster {path(cluster)} is not there: upgrade or install the chart"
         )
     found = base64.b64decode(secret["data"][key]).decode(errors="replace").strip()
-    if not (found.isascii() and found.isprintable()):  # as a header it would fail, with an error that shows it
+    if not is_token(found):
         raise UsageError(f"the Secret {name} does not hold a token in {key}: that is one line of ASCII")
     return found
 
@@ -157,8 +157,7 @@ class Cluster:
             own = self.api.get(f"{self.core}/services/{self.name}-api")
         except NotAuthorised:
             own = None
-        made = (self.read().get("status", {}).get("head") or {}).get("serviceName")
-        return f"{self.name}-api" if own else str(made or f"{self.name}-head-svc")
+        return f"{self.name}-api" if own else self._head_status().get("serviceName") or f"{self.name}-head-svc"
 
     def url(self, port: int) -> str:
         """A port of the Service, as the submitter Role spells it."""
@@ -170,7 +169,7 @@ class Cluster:
         """The way to a node agent: the head's by the Service, a worker's by its pod where that is allowed."""
         if address not in self._agents:
             parts = urlsplit(address)
-            if parts.hostname == (self.read().get("status", {}).get("head") or {}).get("podIP"):
+            if parts.hostname == self._head_status().get("podIP"):
                 self._agents[address] = self.url(AGENT) if self.service.endswith("-api") else None
             elif self.api.login.context is None:
                 self._agents[address] = address
@@ -191,6 +190,10 @@ class Cluster:
     def read(self) -> Object:
         """The object as it is now."""
         return self.api.get(f"{RAY}/namespaces/{self.namespace}/rayclusters/{self.name}") or {}
+
+    def _head_status(self) -> Object:
+        """What the operator says of its head: podIP, serviceName."""
+        return self.read().get("status", {}).get("head") or {}
 
     def pods(self) -> list[Object]:
         """Its pods."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from client.errors import UsageError
-from client.targets.endpoint import Endpoint, same_host_agent
+from client.targets.endpoint import Endpoint, is_token, same_host_agent
 
 
 def find_token() -> str | None:
@@ -30,7 +30,7 @@ def find_token() -> str | None:
             if named:
                 reason = f"which cannot be read: {error.strerror}"
                 raise UsageError(f"RAY_AUTH_TOKEN_PATH names {named}, {reason}") from error
-    if not (token.isascii() and token.isprintable()):  # as a header it would fail, with an error that shows it
+    if not is_token(token):
         raise UsageError(f"{source} does not hold a token: that is one line of ASCII")
     return token or None
 

@@ -255,7 +255,7 @@ def test_a_folder_that_others_may_read_is_refused(run: Cli) -> None:
 
 
 @pytest.fixture
-def killed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
+def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
     """What is left of a warm head that was killed; the process id in it is another process' by now."""
     with tempfile.TemporaryDirectory(prefix="rwt", dir="/tmp") as folder, subprocess.Popen(["sleep", "60"]) as stranger:
         monkeypatch.setenv("TMPDIR", folder)

@@ -14,6 +14,7 @@ from client.targets import kubeconfig
 from client.targets.ray_cluster import Api, Cluster, Object, token
 from client.transport import patient
 from tests.client.server import serving
+from tests.client.test_kubernetes import config
 
 CORE = "/api/v1/namespaces/team"
 CLUSTER = "/apis/ray.io/v1/namespaces/team/rayclusters/ray"
@@ -39,14 +40,8 @@ def api(objects: dict[str, Object], monkeypatch: pytest.MonkeyPatch, tmp_path: A
         return 404 if found is missing else 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
 
     with serving(answer) as url:
-        data = {
-            "clusters": [{"name": "c", "cluster": {"server": url}}],
-            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-        }
-        (tmp_path / "kubeconfig").write_text(json.dumps(data))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-        yield Api(kubeconfig.login("here")), asked
+        monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, url, {"token": "t"})))
+        yield Api(kubeconfig.login("far")), asked
 
 
 @pytest.mark.parametrize(("ready", "why"), [(READY, ""), ([], "pod h is starting")])

@@ -4,10 +4,9 @@ import json
 import select
 import socket
 import struct
-import time
-from collections.abc import Callable
 
 from client.targets.stream import Stream
+from tests.client.test_embedded import until
 
 PART, PARTS = b"x" * 60_000, 3
 STATUS = json.dumps({"status": "Success"}).encode()
@@ -16,13 +15,6 @@ STATUS = json.dumps({"status": "Success"}).encode()
 def frame(channel: int, data: bytes) -> bytes:
     """A message of a server, unmasked."""
     return struct.pack("!BBH", 0x82, 126, len(data) + 1) + bytes([channel]) + data
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.01)
 
 
 def _here(connection: socket.socket) -> int:
@@ -49,9 +41,9 @@ def test_what_the_server_sent_is_read_though_it_takes_no_more() -> None:
             stream.send(0, b"unread")
             stream.write()
             there.sendall(said)
-            until(lambda: _here(here) == len(said))
+            until(lambda: _here(here) == len(said), 10)
             there.close()  # with input that nobody has read: a reset
-            until(lambda: _events(here) & (select.POLLHUP | select.POLLERR))
+            until(lambda: _events(here) & (select.POLLHUP | select.POLLERR), 10)
             stream.send(0, b"more")
             stream.write()
             read: list[tuple[int, bytes]] = []
