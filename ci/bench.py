@@ -32,10 +32,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from client.ray_jobs import RayJobs
-from client.record import JobRecord
-from client.targets import embedded
-from client.targets.endpoint import Endpoint
+from client.job.record import JobRecord
+from client.ray_api.jobs import RayJobs
+from client.targets.embedded import target as embedded
+from client.targets.target import Endpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "build" / "bench.json"

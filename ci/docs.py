@@ -13,7 +13,7 @@ import click
 import yaml
 
 import client
-from client.cli import cli
+from client.cli.main import cli
 
 CHART = Path("charts/ray-workload")
 CHANGELOG = Path("CHANGELOG.md")

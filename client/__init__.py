@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from client.api import attach, submit
     from client.errors import ClientError, ContactLost, Detached, NotAuthorised, TimedOut, Unreachable, UsageError
-    from client.follow import JobResult
-    from client.job import Job
-    from client.ray_jobs import JobNotFound
-    from client.record import JobRecord
+    from client.job.api import attach, submit
+    from client.job.follow import JobResult
+    from client.job.job import Job
+    from client.job.record import JobRecord
+    from client.ray_api.jobs import JobNotFound
 
 __version__ = "0.1.0"
 
@@ -30,12 +30,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "Job": "job",
-    "JobNotFound": "ray_jobs",
-    "JobRecord": "record",
-    "JobResult": "follow",
-    "attach": "api",
-    "submit": "api",
+    "Job": "job.job",
+    "JobNotFound": "ray_api.jobs",
+    "JobRecord": "job.record",
+    "JobResult": "job.follow",
+    "attach": "job.api",
+    "submit": "job.api",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m client`."""
 
-from client.cli import main
+from client.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from client.errors import UsageError
-from client.targets.endpoint import Endpoint
+from client.targets.target import Endpoint
 
 _FORMS = "give embedded, kubernetes://CONTEXT/NAMESPACE/CLUSTER or http(s)://HOST:PORT"
 
@@ -69,7 +69,8 @@ def _find(flag: str | None) -> tuple[Address, str | None]:
 
 def _discovered() -> Address | None:
     """A cluster that is there without being named."""
-    from client.targets import embedded, kubeconfig
+    from client.kube import login as kubeconfig
+    from client.targets.embedded import target as embedded
 
     context = kubeconfig.local_context()
     if embedded.warm() is not None or not (context or kubeconfig.in_pod()):
@@ -117,7 +118,7 @@ def connect(address: Address, *, start_in: Path | None = None) -> AbstractContex
         from client.targets import url
 
         return url.connect(address.value)
-    from client.targets import embedded
+    from client.targets.embedded import target as embedded
 
     if (kept := embedded.warm()) is not None:
         return nullcontext(kept)

@@ -12,11 +12,12 @@ from dataclasses import replace
 from urllib.parse import unquote
 
 from client.errors import ClientError, Unreachable, UsageError
-from client.targets import kubeconfig, ray_cluster
-from client.targets.endpoint import Endpoint
-from client.targets.port_forward import PortForwards
-from client.targets.ray_cluster import DASHBOARD, Api, Cluster, Object, clusters, find, token
-from client.transport import Forbidden
+from client.http import Forbidden
+from client.kube import cluster as ray_cluster
+from client.kube import login as kubeconfig
+from client.kube.cluster import DASHBOARD, Api, Cluster, Object, clusters, find, token
+from client.kube.port_forward import PortForwards
+from client.targets.target import Endpoint
 
 _PROBE_TIMEOUT = (5.0, 3.0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from client.errors import UsageError
-from client.targets.endpoint import Endpoint, is_token, same_host_agent
+from client.targets.target import Endpoint, is_token, same_host_agent
 
 
 def find_token() -> str | None:

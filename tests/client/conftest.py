@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from client.ray_jobs import RayJobs
-from client.targets import embedded
-from client.targets.endpoint import Endpoint
+from client.ray_api.jobs import RayJobs
+from client.targets.embedded import target as embedded
+from client.targets.target import Endpoint
 from tests.client.proxy import FaultProxy
 
 ViaProxy = Callable[..., AbstractContextManager[tuple[RayJobs, FaultProxy, FaultProxy]]]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from client.chart.helm import Helm, checked
 from client.errors import ClientError, UsageError
-from client.helm import Helm, checked
 from tests.client.test_kubernetes import config
 from tests.conftest import ROOT, Cli
 
@@ -172,7 +172,7 @@ def test_the_clones_chart_without_its_dependencies(tmp_path: Path, monkeypatch: 
     copy = tmp_path / "charts" / "ray-workload"
     copy.mkdir(parents=True)
     shutil.copy(ROOT / "charts" / "ray-workload" / "Chart.yaml", copy)
-    monkeypatch.setattr("client.helm._CHART", copy)
+    monkeypatch.setattr("client.chart.helm._CHART", copy)
     with pytest.raises(UsageError, match=r"\(kuberay-operator, ray-cluster\): run `make charts`"):
         checked(None, ())
     shutil.rmtree(copy)
@@ -182,7 +182,7 @@ def test_the_clones_chart_without_its_dependencies(tmp_path: Path, monkeypatch: 
 
 def test_without_helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("client.helm._CLONE", tmp_path)
+    monkeypatch.setattr("client.chart.helm._CLONE", tmp_path)
     with pytest.raises(ClientError, match="helm is not on PATH: install Helm"):
         Helm("somewhere", "n")
     built = tmp_path / "build" / "tools" / "helm"
@@ -252,5 +252,5 @@ def test_help_and_list_are_light(run: Cli) -> None:
     for command in (["--help"], ["up", "--help"], ["down", "--help"]):
         done = run(*command, env={"PYTHONPROFILEIMPORTTIME": "1"})
         imported = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
-        assert b"client.cluster_command" in imported
-        assert not imported & {b"pyhelm3", b"asyncio", b"kubernetes", b"requests", b"client.helm"}
+        assert b"client.cli.up" in imported
+        assert not imported & {b"pyhelm3", b"asyncio", b"kubernetes", b"requests", b"client.chart.helm"}

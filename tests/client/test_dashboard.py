@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from client.dashboard import Dashboard
-from client.targets.endpoint import Endpoint
+from client.ray_api.dashboard import Dashboard
+from client.targets.target import Endpoint
 from tests.client.server import Answer, Handler, serving
 from tests.conftest import Cli
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from client.doctor import Check, Report, examine
+from client.doctor.report import Check, Report, examine
 from client.errors import ClientError
-from client.targets.endpoint import Endpoint
+from client.targets.target import Endpoint
 from tests.client.server import serving
 from tests.client.test_kubernetes import config
 from tests.conftest import Cli

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.targets import embedded, head_folder
+from client.targets.embedded import folder as head_folder
+from client.targets.embedded import target as embedded
 from tests.conftest import Cli
 
 WAITS = """

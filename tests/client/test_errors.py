@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from client.targets.endpoint import Endpoint
+from client.targets.target import Endpoint
 from tests.client.conftest import port
 from tests.client.proxy import FaultProxy
 from tests.client.server import Answer, Handler, serving

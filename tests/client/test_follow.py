@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from client import follow
 from client.errors import ContactLost, Unreachable
-from client.ray_jobs import JobNotFound, RayJobs
-from client.record import JobRecord
-from client.targets.endpoint import Endpoint
+from client.job import follow
+from client.job.record import JobRecord
+from client.ray_api.jobs import JobNotFound, RayJobs
+from client.targets.target import Endpoint
 from jobs import progress
 from tests.client.conftest import via_proxy
 from tests.client.proxy import FaultProxy
@@ -58,7 +58,7 @@ class Followed:
 
 def start(jobs: RayJobs, entrypoint: str) -> JobRecord:
     """Submit over plain HTTP, and wait until the driver runs."""
-    from client.ray_sdk import submit_job
+    from client.ray_api.sdk import submit_job
 
     arguments = {"entrypoint": entrypoint, "submission_id": f"t{time.monotonic_ns()}"}
     submit_job(jobs._submit_request, arguments)

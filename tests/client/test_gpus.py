@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from client.errors import UsageError
-from client.spec import JobSpec
-from client.targets.endpoint import Endpoint
+from client.job.request import JobSpec
 from client.targets.kubernetes import _groups, _resources
+from client.targets.target import Endpoint
 
 NODES = {"head": {"GPU": 0.0}, "l4": {"GPU": 1.0, "accelerator_type:L4": 1.0}, "a100": {"GPU": 2.0}}
 ENDPOINT = Endpoint("a", "http://a", lambda _: None, nodes=NODES)

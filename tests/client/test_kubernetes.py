@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from client.errors import NotAuthorised, Unreachable, UsageError
-from client.targets import kubeconfig, kubernetes, resolve
-from client.targets.ray_cluster import Api
+from client.kube import login as kubeconfig
+from client.kube.cluster import Api
+from client.targets import kubernetes, resolve
 from tests.client.server import serving
 from tests.conftest import Cli
 

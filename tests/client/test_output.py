@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from client.output import Sink
+from client.cli.output import Sink
 
 
 class Interrupted:

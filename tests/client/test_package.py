@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from client import package
 from client.errors import UsageError
-from client.listing import Listing, listing
-from client.package import LIMIT, pack
+from client.upload import package
+from client.upload.ignore import Listing, listing
+from client.upload.package import LIMIT, pack
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -498,8 +498,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from client.errors import UsageError
-from client.listing import Listing, Entry, listing
-from client.package import pack
+from client.upload.ignore import Listing, Entry, listing
+from client.upload.package import pack
 root = Path(sys.argv[1])
 try:
     if sys.argv[3] == "pack":
@@ -677,8 +677,8 @@ COUNT_OPENS = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from client.listing import listing
-from client.package import pack
+from client.upload.ignore import listing
+from client.upload.package import pack
 opened = []
 sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
 with pack(listing(Path(sys.argv[1]))):
@@ -793,8 +793,8 @@ PEAK_MEMORY = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from client.listing import listing
-from client.package import pack
+from client.upload.ignore import listing
+from client.upload.package import pack
 found = listing(Path(sys.argv[1]))
 import zipfile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from client import transport
+from client import http as transport
 from client.errors import Unreachable, UsageError
-from client.targets import kubeconfig
-from client.targets.ray_cluster import Api, Cluster, Object, token
-from client.transport import patient
+from client.http import patient
+from client.kube import login as kubeconfig
+from client.kube.cluster import Api, Cluster, Object, token
 from tests.client.server import serving
 from tests.client.test_kubernetes import config
 

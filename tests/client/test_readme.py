@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client.cli import cli
+from client.cli.main import cli
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from client.errors import UsageError
-from client.secret_env import exports
-from client.spec import JobSpec
-from client.targets.endpoint import Endpoint
+from client.job.request import JobSpec
+from client.job.secret_env import exports
+from client.targets.target import Endpoint
 
 ODD = 'it\'s a $(touch hacked) "se`cret`" with\nlines and ü'
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.targets.endpoint import Endpoint
+from client.targets.target import Endpoint
 from tests.conftest import Cli
 
 FOREIGN = "planted-4f1d0c2b7a9e"

@@ -5,7 +5,7 @@ import select
 import socket
 import struct
 
-from client.targets.stream import Stream
+from client.kube.stream import Stream
 from tests.client.test_embedded import until
 
 PART, PARTS = b"x" * 60_000, 3

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 import client
-from client import job
 from client.errors import ClientError
-from client.follow import follow
-from client.ray_jobs import RayJobs
-from client.record import JobRecord
-from client.spec import JobSpec
+from client.job import job
+from client.job.follow import follow
+from client.job.record import JobRecord
+from client.job.request import JobSpec
+from client.ray_api.jobs import RayJobs
 from client.targets import Address
-from client.targets.endpoint import Endpoint, same_host_agent
+from client.targets.target import Endpoint, same_host_agent
 from tests.client.conftest import port, via_proxy
 from tests.client.proxy import FaultProxy
 from tests.conftest import Cli
@@ -207,7 +207,7 @@ def test_reading_needs_no_ray(run: Cli, remote: dict[str, str]) -> None:
         assert done.returncode == 0, done.stderr
         imported = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
         assert not imported & {b"ray", b"kubernetes", b"numpy", b"pyhelm3"}
-        assert b"client.cli" in imported
+        assert b"client.cli.main" in imported
 
 
 def test_a_reply_that_never_comes_is_not_called_unreachable(head: Endpoint, tmp_path: Path) -> None:

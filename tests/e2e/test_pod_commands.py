@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from client.kube.port_forward import PortForwards
 from client.targets import kubernetes
-from client.targets.port_forward import PortForwards
 from tests.e2e._cluster import Cluster, install
 from tests.e2e._cutter import Cutter, cutter
 from tests.e2e.conftest import Object, apply, get, kubectl, new_namespace, until, user_environment

@@ -1,0 +1,1 @@
+"""What to look at when jobs do not run, and how to fix it."""

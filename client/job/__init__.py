@@ -1,0 +1,1 @@
+"""What a job is, from the user's words to its end."""

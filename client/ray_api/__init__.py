@@ -1,0 +1,1 @@
+"""Ray's Job API over HTTP. Nothing here knows of Kubernetes."""

@@ -1,0 +1,1 @@
+"""A Ray head of the client's own, on this machine."""

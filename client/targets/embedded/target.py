@@ -1,0 +1,256 @@
+"""The target `embedded`: a Ray head of the client's own, on this machine, in a directory of its own (`head_folder`)."""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO
+
+from client.errors import ClientError, TimedOut, Unreachable
+from client.targets.embedded import folder as head_folder
+from client.targets.embedded import keeper
+from client.targets.target import STOP_SECONDS, Endpoint, same_host_agent
+
+_HEAD = str(Path(__file__).with_name("head.py"))
+_START_SECONDS = 60.0
+_END_SECONDS = 30.0
+
+# An address or a token meant for another Ray would lead the head's own processes there.
+_NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS", "RAY_JOB_HEADERS")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What head.json holds."""
+
+    dashboard_port: int
+    agent_port: int
+    python: str
+    folder: tuple[int, int]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells a folder from another that took its name."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ClientError(f"no Ray can be started here: {error.strerror}: set TMPDIR to another folder") from error
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now. Should another take one first, the head does not start, and says so."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _start(directory: Path, lock: int, folder: Path, *, stdin: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
+    """Start a head in a folder under a keeper that inherits the lock. Returns the keeper and what both print."""
+    token = os.open(directory / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(token, secrets.token_hex(32).encode())
+    os.close(token)
+    gcs, dashboard, agent, *metrics = _free_ports(5)
+    head = [sys.executable, "-P", _HEAD, str(directory), *map(str, (gcs, dashboard, agent))]
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **inherited} | {
+        "PWD": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "AUTOSCALER_METRIC_PORT": str(metrics[0]),
+        "DASHBOARD_METRIC_PORT": str(metrics[1]),
+        # A driver's exit would wait for its last task events, which nobody reads here.
+        "RAY_task_events_shutdown_flush_timeout_ms": "0",
+    }
+    partial = directory / "head.part"
+    partial.write_text(json.dumps(asdict(_Head(dashboard, agent, sys.executable, _identity(folder)))))
+    partial.rename(directory / "head.json")
+    log = open(directory / "keeper.log", "w+b")
+    process = subprocess.Popen(
+        [sys.executable, "-P", keeper.__file__, str(directory), *head],
+        stdin=stdin,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
+        pass_fds=[lock],
+    )
+    os.close(lock)
+    return process, log
+
+
+def _head(directory: Path) -> _Head:
+    return _Head(**json.loads((directory / "head.json").read_text()))
+
+
+def _takes_jobs(head: _Head) -> bool:
+    """True once the head's raylet and its job agent are up: a job sent earlier waits half a second more."""
+    connection = HTTPConnection("127.0.0.1", head.agent_port, timeout=5)
+    try:
+        connection.request("GET", "/api/local_raylet_healthz")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _wait_ready(directory: Path, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+    """Wait until the head takes jobs.
+
+    Raises:
+        Unreachable: it ended first, or is not ready within a minute.
+    """
+    head, deadline = _head(directory), time.monotonic() + _START_SECONDS
+    while not _takes_jobs(head):
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            last = log.read().decode(errors="replace").strip().rpartition("\n")[2] or "it printed nothing"
+            raise Unreachable(f"the embedded Ray did not start: {last} (is the machine out of memory, disk or ports?)")
+        time.sleep(0.02)
+
+
+def _endpoint(directory: Path, ready: Callable[[], None] = lambda: None, *, cold: bool = False) -> Endpoint:
+    head = _head(directory)
+    url = f"http://127.0.0.1:{head.dashboard_port}"
+    return Endpoint(
+        address="embedded",
+        url=url,
+        agent=same_host_agent(url),
+        headers={"Authorization": f"Bearer {(directory / 'token').read_text()}"},
+        python=head.python,
+        in_place=True,
+        runs_in=lambda folder: list(_identity(folder)) == list(head.folder),
+        ends_with_us=cold,
+        ready=lambda note, seconds: ready(),
+    )
+
+
+def _wait_end(process: "subprocess.Popen[bytes]") -> None:
+    """Give the keeper time to end all; where that is not enough it goes on without us."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_SECONDS)
+
+
+@_room()
+def _start_anew(folder: Path) -> "tuple[Path, subprocess.Popen[bytes], IO[bytes]]":
+    base = head_folder.base()
+    head_folder.sweep(base)
+    directory = Path(tempfile.mkdtemp(prefix="", dir=base))
+    try:
+        lock = head_folder.lock(directory)
+        assert lock is not None, "nobody else knows this directory"
+        return directory, *_start(directory, lock, folder, stdin=subprocess.PIPE)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def cold(folder: Path) -> Iterator[Endpoint]:
+    """Start a head and yield its endpoint at once. It ends with the context, and in any case with this process.
+
+    Args:
+        folder: what its processes run in.
+    """
+    directory, process, log = _start_anew(folder)
+    try:
+        yield _endpoint(directory, lambda: _wait_ready(directory, process, log), cold=True)
+    finally:
+        log.close()
+        assert process.stdin is not None
+        process.stdin.close()
+        _wait_end(process)
+
+
+def warm() -> Endpoint | None:
+    """The endpoint of the head that `up embedded` keeps, or None."""
+    with suppress(OSError):
+        directory = head_folder.base() / "warm"
+        if (lock := head_folder.lock(directory, fcntl.LOCK_SH)) is None:
+            return _endpoint(directory)
+        os.close(lock)
+    return None
+
+
+@_room()
+def up() -> bool:
+    """Start the warm head, or wait for the one that is there.
+
+    Returns:
+        True where it was started by this call.
+
+    Raises:
+        Unreachable: it did not start.
+        TimedOut: another process' start did not finish within a minute.
+    """
+    base = head_folder.base()
+    head_folder.sweep(base)
+    directory, deadline = base / "warm", time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):  # the one before is on its way out
+            if (lock := head_folder.lock(directory)) is not None:
+                head_folder.empty(directory, lock)
+                process, log = _start(directory, lock, Path.cwd(), stdin=subprocess.DEVNULL)
+                try:
+                    _wait_ready(directory, process, log)
+                except BaseException:
+                    process.terminate()
+                    _wait_end(process)
+                    raise
+                finally:
+                    log.close()
+                return True
+            if _takes_jobs(_head(directory)):
+                return False
+        time.sleep(0.05)
+    raise TimedOut(f"a head is being started in {directory} and is not ready: try `down embedded`, then `up embedded`")
+
+
+def down() -> bool:
+    """End the warm head with everything it started, and nothing else.
+
+    Returns:
+        False where there is none.
+
+    Raises:
+        TimedOut: it did not end.
+    """
+    if warm() is None:
+        return False
+    directory, deadline = head_folder.base() / "warm", time.monotonic() + _END_SECONDS
+    asked = False
+    while time.monotonic() < deadline:
+        if warm() is None:
+            return True
+        # The lock is held, so the process id in it, once it is written, is the keeper's.
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            keeper_pid = int((directory / "lock").read_text())
+            if not asked:
+                os.kill(keeper_pid, signal.SIGTERM)
+                asked = True
+        time.sleep(0.02)
+    raise TimedOut(f"the head in {directory} did not end within {_END_SECONDS:.0f} s: run `down embedded` again")

@@ -1,0 +1,1 @@
+"""What is uploaded, before it is."""
