@@ -1,24 +1,60 @@
-"""What can go wrong, and the exit code of each. Every message says what happened and what to do next.
+"""Every error of the client, with its exit code: the message says what happened, the hint what to do next.
 
-ClientError              1    the request was refused, or the job cannot be had
-├── UsageError           2    the command, a file it names or its values are wrong
+ClientError              1    the request was refused, or cannot be carried out
+├── JobNotFound          1    the server knows no job of this id
+├── ServerFailed         1    the server failed while it handled a request
+├── HelmFailed           1    helm did not do it
+├── HookStuck            1    a hook of the chart does not start
+├── UsageError           2    the command, a file it names or a value is wrong
 ├── Unreachable         69    nothing usable answers at the address
-├── OutputLost          74    the disk or device that output goes to is full
+│   ├── NotFound        69    the API server has no such object
+│   └── NotReady        69    the server does not take jobs yet
+├── OutputLost          74    the output cannot be written
 ├── ContactLost         75    contact was lost for good; the job may still run
-├── NotAuthorised       77    the token is missing, wrong or not enough
+├── NotAuthorised       77    the token or the login is missing or wrong
+│   └── Forbidden       77    the API server does not allow this login to do that
 ├── TimedOut           124    a wait ran out
-└── Detached           130    Ctrl-C: the job goes on without us
+└── Detached           130    Ctrl-C or SIGTERM
 
-A job's own end is not an error of ours: see `client.follow.JobResult` for its codes.
+A job's own end is no error of the client: `client.job.record.JobResult` has its exit code.
 """
 
 from typing import ClassVar
 
 
 class ClientError(Exception):
-    """The base of every error a user should see: one line, no traceback."""
+    """The base of all errors a user should see: one line, no traceback.
+
+    Attributes:
+        what: what happened.
+        hint: what to do next; may be empty.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        """Keep both apart, so that they can be shown apart."""
+        super().__init__(what, hint)
+        self.what, self.hint = what, hint
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.hint}" if self.hint else self.what
+
+
+class JobNotFound(ClientError):
+    """The server knows no job of this id."""
+
+
+class ServerFailed(ClientError):
+    """The server failed while it handled a request. How far it got is not known."""
+
+
+class HelmFailed(ClientError):
+    """Helm failed; the message is its own."""
+
+
+class HookStuck(ClientError):
+    """A hook of the chart does not start."""
 
 
 class UsageError(ClientError):
@@ -33,31 +69,43 @@ class Unreachable(ClientError):
     exit_code = 69
 
 
+class NotFound(Unreachable):
+    """The API server has no such object."""
+
+
+class NotReady(Unreachable):
+    """The server answers that it does not take jobs yet."""
+
+
 class OutputLost(ClientError):
-    """What was asked for cannot be written where it should go. No harm is done to the job."""
+    """The output cannot be written. The job is not affected."""
 
     exit_code = 74
 
 
 class ContactLost(ClientError):
-    """Contact with the cluster was lost for good; the job may still run."""
+    """Contact with the cluster was lost for good. The job may still run."""
 
     exit_code = 75
 
 
 class NotAuthorised(ClientError):
-    """The server wants a token and got none, or not the right one."""
+    """The server requires a token or a login, and got none or a wrong one."""
 
     exit_code = 77
 
 
+class Forbidden(NotAuthorised):
+    """The API server knows this login and does not allow it to do that. Ray was not asked."""
+
+
 class TimedOut(ClientError):
-    """A wait ran out; what was waited for may still happen."""
+    """A wait ran out. What was waited for may still happen."""
 
     exit_code = 124
 
 
 class Detached(ClientError):
-    """The user left; the job goes on."""
+    """The user interrupted the client."""
 
     exit_code = 130

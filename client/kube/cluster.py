@@ -1,77 +1,21 @@
-"""A RayCluster as the API server shows it: found, its token read, its pods, its Service, and why it is not ready.
+"""A RayCluster as the API server shows it: found, its token, its pods, its Service, and why it is not ready.
 
-Names and labels are those of KubeRay 1.7 (ray-operator/controllers/ray/utils/constant.go) and of the chart: the Service
-CLUSTER-api, with the ports `dashboard` and `agent`, is preferred to the operator's.
+Names and labels are those of KubeRay 1.7 (ray-operator/controllers/ray/utils/constant.go) and of the chart, whose
+Service CLUSTER-api with the ports `dashboard` and `agent` is preferred to the operator's.
 """
 
 import base64
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 from urllib.parse import quote, urlsplit
 
-from client.errors import ClientError, NotAuthorised, TimedOut, Unreachable, UsageError
-from client.http import NotFound, Transport, patient
-from client.kube import login as kubeconfig
-from client.targets.target import Endpoint, is_token
+from client.errors import ClientError, NotAuthorised, NotFound, TimedOut, Unreachable, UsageError
+from client.kube.api import Api, Object, group, is_deleted, is_ready, node_type
+from client.kube.login import Login, is_token
+from client.wait import Note, wait
 
-_POLL_SECONDS = 0.5
-_GONE = "it is gone"
-_ON_THE_WAY = ("Pulling", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # events of a pod's start
 DASHBOARD, AGENT = 8265, 52365
 RAY = "/apis/ray.io/v1"
-Object = dict[str, Any]
-
-
-class Api:
-    """What the client reads of the API server."""
-
-    def __init__(self, login: kubeconfig.Login) -> None:
-        self.login = login
-        at = f"context {login.context}" if login.context else "this pod's account"
-        self._transport = Transport(
-            Endpoint(at, login.url, lambda _: None, connection=login.connection, auth=login.auth)
-        )
-
-    def get(self, path: str, **options: Any) -> Object | None:
-        """One object or list, or None where there is none, or nothing of its kind."""
-        try:
-            response = self._transport.request("GET", path, **options)
-        except NotFound:
-            return None
-        if response.status_code == 404:  # of a kind that nobody has defined the server knows no path
-            return None
-        try:
-            found: Object = response.json()
-        except ValueError as error:
-            raise Unreachable(f"{self.login.url} does not answer as an API server does") from error
-        return found
-
-    def post(self, path: str, body: Object) -> Object:
-        """Ask the server what it answers to an object: a review."""
-        answer: Object = self._transport.request("POST", path, json=body).json()
-        return answer
-
-    def list(self, path: str) -> list[Object]:
-        """The items of a list."""
-        items: list[Object] = (self.get(path) or {}).get("items", [])
-        return items
-
-    def said(self, namespace: str, name: str, reasons: Sequence[str] = ()) -> str:
-        """The newest event of an object that has one of these reasons, or without reasons the newest warning."""
-        events = self.list(f"/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name%3D{name}")
-        fitting = [e for e in events if (e.get("reason") in reasons if reasons else e.get("type") == "Warning")]
-        return " ".join(fitting[-1].get("message", "").split()) if fitting else ""
-
-    def why(self, pod: Object) -> str:
-        """Why a pod is not ready: what it says itself, and while nothing of it runs what was said of its start."""
-        why, metadata = why_not_ready(pod), pod["metadata"]
-        if not why.endswith("is starting") or started(pod):
-            return why
-        said = self.said(metadata["namespace"], metadata["name"], _ON_THE_WAY)
-        return f"{why}: {said}" if said else why
 
 
 def clusters(api: Api, namespace: str | None) -> list[Object]:
@@ -85,7 +29,12 @@ def clusters(api: Api, namespace: str | None) -> list[Object]:
 
 
 def find(api: Api, namespace: str | None, name: str | None) -> Object:
-    """The one RayCluster that an address means."""
+    """The one RayCluster that an address means.
+
+    Raises:
+        UsageError: it means several.
+        Unreachable: there is none.
+    """
     where = f"namespace {namespace}" if namespace else "any namespace"
     where += f" of context {api.login.context}" if api.login.context else ""
     found = [c for c in clusters(api, namespace) if name in (None, c["metadata"]["name"])]
@@ -93,15 +42,16 @@ def find(api: Api, namespace: str | None, name: str | None) -> Object:
         return found[0]
     if found:
         known = ", ".join(sorted(address(api.login, *path(c).split("/")) for c in found))
-        raise UsageError(f"{len(found)} RayClusters in {where}: give one of them as the address: {known}")
+        raise UsageError(f"there are {len(found)} RayClusters in {where}", f"give one as the address: {known}")
     if api.get(RAY) is None:
-        raise Unreachable(f"{api.login.url} knows no RayCluster: install the chart there first (`helm install`)")
-    raise Unreachable(
-        f"no RayCluster {f'{name} ' if name else ''}in {where}: install the chart, or give another address"
-    )
+        raise Unreachable(
+            f"{api.login.server.url} does not know RayClusters", "install the chart there first (`helm install`)"
+        )
+    wanted = f"RayCluster {name}" if name else "RayCluster"
+    raise Unreachable(f"there is no {wanted} in {where}", "install the chart, or give another address")
 
 
-def address(login: kubeconfig.Login, namespace: str, name: str) -> str:
+def address(login: Login, namespace: str, name: str) -> str:
     """What to give as --address to come back to a RayCluster."""
     return f"kubernetes://{quote(login.context or '', safe='')}/{namespace}/{name}"
 
@@ -123,18 +73,22 @@ def token_ref(cluster: Object) -> tuple[str, str] | None:
 
 
 def token(api: Api, cluster: Object) -> str | None:
-    """The token that the cluster asks for, if it does."""
+    """The token that the cluster requires, if it does.
+
+    Raises:
+        Unreachable: the Secret with it does not exist.
+        UsageError: it does not hold a token.
+    """
     if not (ref := token_ref(cluster)):
         return None
     name, key = ref
     secret = api.get(f"/api/v1/namespaces/{cluster['metadata']['namespace']}/secrets/{name}")
     if not secret or key not in secret.get("data", {}):
-        raise Unreachable(
-            f"the Secret {name} with the token of RayCluster {path(cluster)} is not there: upgrade or install the chart"
-        )
+        what = f"the Secret {name} with the token of RayCluster {path(cluster)} does not exist, or has no key {key}"
+        raise Unreachable(what, "install or upgrade the chart")
     found = base64.b64decode(secret["data"][key]).decode(errors="replace").strip()
     if not is_token(found):
-        raise UsageError(f"the Secret {name} does not hold a token in {key}: that is one line of ASCII")
+        raise UsageError(f"the key {key} of the Secret {name} does not hold a token", "put one line of ASCII there")
     return found
 
 
@@ -142,6 +96,7 @@ class Cluster:
     """A RayCluster as seen through the API server."""
 
     def __init__(self, api: Api, cluster: Object) -> None:
+        """Make no request yet; of the object, only its name counts."""
         self.api = api
         self.namespace, self.name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
         self.core = f"/api/v1/namespaces/{self.namespace}"
@@ -151,26 +106,37 @@ class Cluster:
         return f"RayCluster {self.namespace}/{self.name}"
 
     @cached_property
-    def service(self) -> str:
-        """The Service to use; the operator's where there is none of the chart's, or the login may not look for it."""
+    def reaches_agent(self) -> bool:
+        """Whether the chart's Service is there, which has the head's node agent; not where the login may not look."""
         try:
-            own = self.api.get(f"{self.core}/services/{self.name}-api")
+            found = self.api.get(f"{self.core}/services/{self.name}-api") or {}
         except NotAuthorised:
-            own = None
-        return f"{self.name}-api" if own else self._head_status().get("serviceName") or f"{self.name}-head-svc"
+            return False
+        return any(port.get("name") == "agent" for port in found.get("spec", {}).get("ports", ()))
+
+    @cached_property
+    def service(self) -> str:
+        """The Service to use: the chart's, else the operator's."""
+        if self.reaches_agent:
+            return f"{self.name}-api"
+        return self._head_status().get("serviceName") or f"{self.name}-head-svc"
 
     def url(self, port: int) -> str:
         """A port of the Service, as the submitter Role spells it."""
         if self.api.login.context is None:
-            return f"http://{self.service}.{self.namespace}:{port}"
-        return f"{self.api.login.url}{self.core}/services/http:{self.service}:{port}/proxy"
+            return f"http://{self.service}.{self.namespace}.svc:{port}"
+        return f"{self.api.login.server.url}{self.core}/services/http:{self.service}:{port}/proxy"
 
     def agent(self, address: str) -> str | None:
-        """The way to a node agent: the head's by the Service, a worker's by its pod where that is allowed."""
+        """The URL of a node agent: the head's by the Service, a worker's by its pod where that is allowed.
+
+        Args:
+            address: of the agent, as a job's record has it.
+        """
         if address not in self._agents:
             parts = urlsplit(address)
             if parts.hostname == self._head_status().get("podIP"):
-                self._agents[address] = self.url(AGENT) if self.service.endswith("-api") else None
+                self._agents[address] = self.url(AGENT) if self.reaches_agent else None
             elif self.api.login.context is None:
                 self._agents[address] = address
             else:
@@ -182,13 +148,14 @@ class Cluster:
             if pod.get("status", {}).get("podIP") == ip:
                 path = f"{self.core}/pods/http:{pod['metadata']['name']}:{port}/proxy"
                 try:
-                    return self.api.login.url + path if self.api.get(f"{path}/api/healthz") is not None else None
+                    found = self.api.get(f"{path}/api/healthz") is not None
                 except (ClientError, ValueError):
-                    return None  # the dashboard hands on the log then
+                    return None  # the dashboard passes the log on then
+                return self.api.login.server.url + path if found else None
         return None
 
     def read(self) -> Object:
-        """The object as it is now."""
+        """The object as it is now; empty where it is gone."""
         return self.api.get(f"{RAY}/namespaces/{self.namespace}/rayclusters/{self.name}") or {}
 
     def _head_status(self) -> Object:
@@ -200,27 +167,27 @@ class Cluster:
         return self.api.list(f"{self.core}/pods?labelSelector=ray.io%2Fcluster%3D{self.name}")
 
     def head(self) -> Object | None:
-        """Its head pod; of two, the one that is not on its way out."""
-        heads = [p for p in self.pods() if node_type(p) == "head"]
-        return min(heads, key=lambda p: "deletionTimestamp" in p["metadata"], default=None)
+        """Its head's pod; of two, the one that is not being deleted."""
+        return min((p for p in self.pods() if node_type(p) == "head"), key=is_deleted, default=None)
 
-    def ready(self, note: Callable[[str], object], seconds: float) -> None:
+    def wait_ready(self, note: Note, seconds: float) -> None:
         """Wait until the head takes jobs.
 
         Args:
-            note: told what is waited for, each time that it changes.
+            note: takes what is waited for, each time that it changes.
             seconds: how long.
+
+        Raises:
+            NotFound: the cluster is gone.
+            TimedOut: it is not ready, and why.
         """
-        end, told, ask = time.monotonic() + seconds, "", patient(self.why)
-        while (why := ask()) and time.monotonic() < end:
-            if why == _GONE:
-                raise NotFound(f"{self} is gone: install the chart again, or give another address")
-            if why != told:
-                note(f"waiting for {self}: {why}")
-                told = why
-            time.sleep(_POLL_SECONDS)
-        if why:
-            raise TimedOut(f"{self} is not ready after {seconds:g} s: {why}")
+        if why := wait(self._why_present, seconds, lambda why: note(f"waiting for {self}: {why}"), poll=0.5):
+            raise TimedOut(f"{self} is not ready after {seconds:g} s: {why}", "run `doctor`")
+
+    def _why_present(self) -> str:
+        if not (cluster := self.read()):
+            raise NotFound(f"{self} is gone", "install the chart again, or give another address")
+        return self._why(cluster)
 
     def facts(self) -> dict[str, object]:
         """The release that it belongs to, and how many pods each group has ready, and should have."""
@@ -232,59 +199,25 @@ class Cluster:
             "pods_wanted": {"head": 1, **workers},
         }
 
-    def why(self) -> str:
-        """Why the head takes no jobs, or nothing where it does."""
+    def why_not_ready(self) -> str:
+        """Why the head takes no jobs, or "" where it does."""
         cluster = self.read()
-        if not cluster:
-            return _GONE
+        return self._why(cluster) if cluster else "it is gone"
+
+    def _why(self, cluster: Object) -> str:
         if cluster["spec"].get("suspend"):
             return "it is suspended, until its `suspend` is set to false"
         if head_ready(cluster):
             return ""
         if not (head := self.head()):
-            said = self.api.said(self.namespace, self.name)
-            return said or "it has no head pod yet (is a KubeRay operator running?)"
+            event = self.api.event(self.namespace, self.name)
+            return event or "it has no head pod yet (is a KubeRay operator running?)"
         if not cluster.get("status", {}).get("conditions") and is_ready(head):
-            return ""  # before KubeRay 1.3, or by its feature gate, an operator sets none
-        return self.api.why(head)
+            return ""  # operators before KubeRay 1.3, or by their feature gate, set none
+        return self.api.why_not_ready(head)
 
 
 def head_ready(cluster: Object) -> bool:
-    """Whether the operator saw the head ready."""
+    """Whether the operator found the head ready."""
     conditions = {c["type"]: c for c in cluster.get("status", {}).get("conditions", ())}
     return bool(conditions.get("HeadPodReady", {}).get("status") == "True")
-
-
-def node_type(pod: Object) -> str:
-    """`head` or `worker`."""
-    return str(pod["metadata"]["labels"].get("ray.io/node-type", ""))
-
-
-def group(pod: Object) -> str:
-    """`head`, or the name of the worker group."""
-    labels = pod["metadata"]["labels"]
-    return str(labels.get("ray.io/group", "")) if node_type(pod) == "worker" else "head"
-
-
-def is_ready(pod: Object) -> bool:
-    """Whether the kubelet saw all containers of a pod ready."""
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", ()))
-
-
-def why_not_ready(pod: Object) -> str:
-    """The reason that a pod itself gives."""
-    status, name = pod.get("status", {}), pod["metadata"]["name"]
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"pod {name} has no node: {' '.join(condition.get('message', condition.get('reason')).split())}"
-    for container in [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]:
-        waiting = container["state"].get("waiting", {})
-        if waiting.get("message"):
-            return f"pod {name}: {waiting['reason']}: {' '.join(waiting['message'].split())}"
-    return f"pod {name} is starting"
-
-
-def started(pod: Object) -> bool:
-    """Whether a container of it, but for those that run before, was ever started."""
-    containers = pod.get("status", {}).get("containerStatuses", ())
-    return any(c.get("restartCount") or not {"running", "terminated"}.isdisjoint(c["state"]) for c in containers)

@@ -17,8 +17,8 @@ from types import FrameType
 
 from client.errors import ClientError, ContactLost, Detached, Unreachable, UsageError
 from client.kube import stream
-from client.kube.cluster import Cluster, Object, node_type, why_not_ready
-from client.targets import kubernetes
+from client.kube.api import Object, node_type, why_not_ready
+from client.kube.cluster import Cluster
 
 # Of remotecommand: https://kubernetes.io/docs/reference/ (staging/src/k8s.io/apimachinery/pkg/util/remotecommand)
 _STDIN, _STDOUT, _STDERR, _STATUS, _SIZE = range(5)
@@ -51,18 +51,17 @@ class Place:
         return str(self.pod["metadata"]["name"])
 
 
-def find(address: str, worker: int | None) -> Place:
-    """The container that an address means.
+def find(cluster: Cluster, worker: int | None) -> Place:
+    """The Ray container of the head or of a worker.
 
     Args:
-        address: of a RayCluster.
+        cluster: that it belongs to.
         worker: the number of a worker by its name, from 0; None for the head.
 
     Raises:
         UsageError: there is no such worker.
         Unreachable: the pod does not run.
     """
-    cluster = kubernetes.cluster(address)
     if worker is None:
         pod = cluster.head()
     else:

@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ import requests
 import yaml
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
+from client.http import Server
 from client.kube import login_plugin
-from client.targets.target import Connection, is_token
 
 if TYPE_CHECKING:
     from kubernetes.config.kube_config import KubeConfigLoader
@@ -41,17 +41,13 @@ class Login:
 
     Attributes:
         context: the kubeconfig's, or None in a pod.
-        url: of the API server.
-        namespace: where the login is at home.
-        connection: trusts the server and holds the client's certificate.
-        auth: adds the Authorization header, and logs in again where that has run out.
+        namespace: the login's default one.
+        server: the API server; its `auth` adds the Authorization header, and logs in again where that has expired.
     """
 
     context: str | None
-    url: str
     namespace: str
-    connection: Connection
-    auth: requests.auth.AuthBase
+    server: Server
 
 
 @dataclass(frozen=True)
@@ -110,6 +106,11 @@ class _Authorization(requests.auth.AuthBase):
             return self._now
 
 
+def is_token(text: str) -> bool:
+    """Whether it can be sent in a header: the library that sends it would print what cannot."""
+    return text.isascii() and text.isprintable()
+
+
 def in_pod() -> bool:
     """Whether we run in a pod with an account."""
     return "KUBERNETES_SERVICE_HOST" in os.environ and (_ACCOUNT / "token").is_file()
@@ -157,9 +158,9 @@ def login(context: str | None) -> Login:
     """
     if context is None and in_pod():
         return _of_pod()
-    name, namespace, url, connection, credentials = _load(context)
-    auth = _Authorization(credentials, lambda: _load(name, connection.tls)[-1])
-    return Login(name, url, namespace, connection, auth)
+    name, namespace, server, credentials = _load(context)
+    auth = _Authorization(credentials, lambda: _load(name, server.tls)[-1])
+    return Login(name, namespace, replace(server, auth=auth))
 
 
 def _of_pod() -> Login:
@@ -171,10 +172,10 @@ def _of_pod() -> Login:
 
     url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     tls = _trusting(str(_ACCOUNT / "ca.crt"))
-    return Login(None, url, (_ACCOUNT / "namespace").read_text(), Connection(tls), _Authorization(read(), read))
+    return Login(None, (_ACCOUNT / "namespace").read_text(), Server(url, auth=_Authorization(read(), read), tls=tls))
 
 
-def _load(context: str | None, tls: ssl.SSLContext | None = None) -> tuple[str, str, str, Connection, _Credentials]:
+def _load(context: str | None, tls: ssl.SSLContext | None = None) -> tuple[str, str, Server, _Credentials]:
     """Read the kubeconfig, and ask its plugin: name and namespace of the context, its URL, and how to log in there.
 
     Args:
@@ -222,8 +223,9 @@ def _load(context: str | None, tls: ssl.SSLContext | None = None) -> tuple[str, 
         raise NotAuthorised(f"the login of context {active['name']} is not one: it has bytes of no token: log in again")
     credentials = _Credentials(header, certificate, expires)
     # The configuration's own proxy may be the environment's, which knows of exceptions.
-    connection = Connection(tls, configuration.tls_server_name, getattr(loader, "proxy", None))
-    return active["name"], active["context"].get("namespace") or "default", configuration.host, connection, credentials
+    server_name, proxy = configuration.tls_server_name, getattr(loader, "proxy", None)
+    server = Server(configuration.host, tls=tls, server_name=server_name, proxy=proxy)
+    return active["name"], active["context"].get("namespace") or "default", server, credentials
 
 
 def _ask_plugin(loader: "KubeConfigLoader", name: str) -> float:

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from client.errors import ClientError, Unreachable
 from client.kube import stream
-from client.kube.cluster import AGENT, DASHBOARD, Cluster, Object
+from client.kube.api import Object
+from client.kube.cluster import AGENT, DASHBOARD, Cluster
 
 _PROTOCOL = "v4.channel.k8s.io"
 _DATA, _ERROR = 0, 1

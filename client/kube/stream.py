@@ -16,8 +16,9 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import requests
 
-from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
-from client.http import Forbidden, NotFound, reason
+from client.errors import ClientError, Unreachable, UsageError
+from client.http import reason
+from client.kube.api import status_error
 
 if TYPE_CHECKING:
     import socket
@@ -180,13 +181,14 @@ def connect(login: "Login", path: str, query: list[tuple[str, str]], protocols: 
     """
     import websocket
 
-    address = f"{login.url}{path}?{urlencode(query)}"
-    request = login.auth(requests.Request("GET", address).prepare())
+    server = login.server
+    address = f"{server.url}{path}?{urlencode(query)}"
+    request = requests.Request("GET", address, auth=server.auth).prepare()
     header = [f"{name}: {request.headers[name]}" for name in ("Authorization",) if name in request.headers]
-    way, proxy = login.connection, urlsplit(login.connection.proxy or "")
+    proxy = urlsplit(server.proxy or "")
     if proxy.scheme not in ("", "http"):
-        raise UsageError(f"the kubeconfig's proxy-url is {proxy.scheme}://, and a stream needs an http:// one")
-    tls = {"context": way.tls, "server_hostname": way.server_name}
+        raise UsageError(f"the kubeconfig's proxy-url is {proxy.scheme}://", "this command needs an http:// proxy")
+    tls = {"context": server.tls, "server_hostname": server.server_name}
     connection = websocket.WebSocket(sslopt=tls, enable_multithread=False)
     try:
         connection.connect(
@@ -203,20 +205,16 @@ def connect(login: "Login", path: str, query: list[tuple[str, str]], protocols: 
             proxy_type="http",
         )
     except websocket.WebSocketBadStatusException as error:
-        raise _refused(login, error.status_code, error.resp_body or b"") from error
+        raise _refused(server.url, error.status_code, error.resp_body or b"") from error
     except (OSError, ValueError, websocket.WebSocketException) as error:
-        raise Unreachable(f"{login.url} gives no stream: {reason(error)} (is there a proxy between?)") from error
+        raise Unreachable(f"{server.url} gives no stream: {reason(error)}", "check the proxies on the way") from error
     assert connection.sock is not None
     return Stream(connection.sock, connection.subprotocol or "")
 
 
-def _refused(login: "Login", status: int, body: bytes) -> ClientError:
+def _refused(url: str, status: int, body: bytes) -> ClientError:
     try:
-        said = str(json.loads(body)["message"])
+        message = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
-        said = body.decode(errors="replace").strip()[:200] or "no reason given"
-    if status == 401:
-        return NotAuthorised(f"{urlsplit(login.url).netloc} does not take this login: log in again")
-    if status == 403:
-        return Forbidden(f"not allowed: {said} (ask for a Role with `get` and `create` on it)")
-    return (NotFound if status == 404 else Unreachable)(f"the API server answers {status}: {said}")
+        message = body.decode(errors="replace").strip()[:200] or "no reason given"
+    return status_error(url, status, message)
