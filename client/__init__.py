@@ -4,12 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from client.errors import ClientError, ContactLost, Detached, NotAuthorised, TimedOut, Unreachable, UsageError
-    from client.job.api import attach, submit
-    from client.job.follow import JobResult
+    from client.errors import (
+        ClientError,
+        ContactLost,
+        Detached,
+        JobNotFound,
+        NotAuthorised,
+        TimedOut,
+        Unreachable,
+        UsageError,
+    )
     from client.job.job import Job
-    from client.job.record import JobRecord
-    from client.ray_api.jobs import JobNotFound
+    from client.job.submit import attach, submit
+    from client.ray_api.record import JobRecord, JobResult
 
 __version__ = "0.1.0"
 
@@ -31,11 +38,10 @@ __all__ = [
 
 _HOME = {
     "Job": "job.job",
-    "JobNotFound": "ray_api.jobs",
-    "JobRecord": "job.record",
-    "JobResult": "job.follow",
-    "attach": "job.api",
-    "submit": "job.api",
+    "JobRecord": "ray_api.record",
+    "JobResult": "ray_api.record",
+    "attach": "job.submit",
+    "submit": "job.submit",
 }
 
 

@@ -42,6 +42,11 @@ class Server:
     proxy: str | None = field(default=None, repr=False)
 
 
+def is_token(text: str) -> bool:
+    """Whether it can be sent in a header: the library that sends it would print what cannot."""
+    return text.isascii() and text.isprintable()
+
+
 class Http:
     """Sends requests to one server."""
 

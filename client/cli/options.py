@@ -17,7 +17,7 @@ def _use_json(ctx: click.Context, _: click.Parameter, value: str) -> bool:
 address_option = click.option(
     "--address",
     metavar="ADDRESS",
-    help="embedded, kubernetes[://CONTEXT/NAMESPACE/CLUSTER], or http(s)://HOST:PORT of a Ray dashboard.",
+    help="embedded, kubernetes[://CONTEXT/NAMESPACE/CLUSTER], or the http(s)://HOST:PORT of a Ray dashboard.",
 )
 output_option = click.option(
     "-o",
@@ -27,29 +27,29 @@ output_option = click.option(
     default="text",
     callback=_use_json,
     is_eager=True,  # so that an error in another option is JSON too
-    help="json: only JSON on stdout, all else on stderr.",
+    help="json: print JSON alone on stdout, everything else on stderr.",
 )
 
 
-class Seconds(click.ParamType[float]):
-    """A time: 90, 90s, 15m or 2h. Gives seconds."""
+class Duration(click.ParamType[float]):
+    """A duration: 90, 90s, 15m or 2h. Gives seconds."""
 
-    name = "time"
+    name = "duration"
 
     def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read it."""
         read = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
         if not read:
-            self.fail(f"{value!r} is not a time like 90s, 15m or 2h", param, ctx)
+            self.fail(f"{value!r} is not a duration like 90s, 15m or 2h", param, ctx)
         return float(read[1]) * {"h": 3600, "m": 60}.get(read[2], 1)
 
 
-def choose(address: str | None, *, name_it: bool = True) -> "Address":
-    """Resolve --address, and say where another tool's RAY_ADDRESS is used or passed over.
+def choose(address: str | None, *, announce: bool = True) -> "Address":
+    """Resolve --address, and say which address is used where the command line does not.
 
     Args:
         address: the user's own.
-        name_it: say which is used; `submit` does so itself.
+        announce: say it; `submit` does so itself, once it has found the cluster.
     """
     from client.cli.output import note
     from client.targets import resolve
@@ -57,7 +57,7 @@ def choose(address: str | None, *, name_it: bool = True) -> "Address":
     chosen = resolve(address)
     if chosen.warning:
         note(chosen.warning)
-    if name_it and chosen.source == "RAY_ADDRESS":
+    if announce and not address:
         note(f"address {chosen.value} ({chosen.source})")
     return chosen
 

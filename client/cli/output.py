@@ -2,24 +2,27 @@
 
 import json
 import os
-import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from errno import ENOSPC
+from threading import Condition, Thread
 from typing import Any
 
 import click
 
 from client.errors import OutputLost
-from client.job.follow import JobResult, result
-from client.job.record import JobRecord
+from client.ray_api.record import JobRecord, JobResult
+from client.streams import reported, write_all
+
+_WAITED_SECONDS = 5.0  # a wait for the driver's start that is worth a word
 
 
 def note(line: str) -> None:
-    """Say something about the work itself."""
-    with suppress(OSError):  # a full disk there is no reason to leave the job
+    """Tell the user what is going on."""
+    with suppress(OSError):  # a full disk there is no reason to abandon the job
         click.secho(f"ray-workload: {line}", err=True, dim=True)
 
 
@@ -30,25 +33,25 @@ def error(line: str) -> None:
 
 
 def close_stdout() -> None:
-    """Nothing more can be said there, not even by the interpreter's own flush."""
+    """Send what follows nowhere, the interpreter's own flush included."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
-def _printing() -> Iterator[None]:
+def _stdout() -> Iterator[None]:
+    """Report a failed write, and let nothing follow it."""
     try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
+        with reported():
+            yield
+    except OutputLost:
         close_stdout()
-        raise OutputLost(f"the output cannot be written here: {error.strerror}") from error
+        raise
 
 
-@_printing()
 def print_line(line: str) -> None:
     """Print a line that was asked for."""
-    click.echo(line)
+    with _stdout():
+        click.echo(line)
 
 
 def print_json(data: Any) -> None:
@@ -57,7 +60,11 @@ def print_json(data: Any) -> None:
 
 
 class Sink:
-    """Where a log's bytes go, unchanged; it knows which is the next."""
+    """Where a log's bytes go, unchanged.
+
+    A thread writes them, so that Ctrl-C gets through while a pager or a full pipe accepts no more. Each chunk is
+    written once, whenever Ctrl-C comes.
+    """
 
     def __init__(self, *, to_stderr: bool, offset: int = 0) -> None:
         """Choose the stream.
@@ -66,39 +73,64 @@ class Sink:
             to_stderr: leave stdout to the JSON.
             offset: of the first byte.
         """
-        self._stream = (sys.stderr if to_stderr else sys.stdout).buffer
-        self.offset = offset
+        stream = sys.stderr if to_stderr else sys.stdout
+        stream.flush()
+        self._descriptor, self._written = stream.fileno(), offset
+        self._chunks: deque[bytes] = deque()
+        self._error: Exception | None = None
+        self._changed = Condition()
+        Thread(target=self._write_chunks, daemon=True).start()
+
+    @property
+    def offset(self) -> int:
+        """The first byte of the log that was not given to `write`."""
+        with self._changed:
+            return self._written + sum(map(len, self._chunks))
 
     def write(self, data: bytes) -> None:
-        """Pass bytes on at once."""
-        # Ctrl-C between the two would leave an offset that is behind, and these bytes would be shown again. To block
-        # the signal would not do: where there are more threads, another is given it.
-        came = list[int]()
-        before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-        try:
-            self._stream.write(data)
-            self._stream.flush()
-            self.offset += len(data)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputLost(f"the log cannot be written here: {error.strerror}") from error
-        finally:
-            signal.signal(signal.SIGINT, before)
-            if came:
-                signal.raise_signal(signal.SIGINT)
+        """Pass bytes on, and wait until they are written."""
+        self._chunks.append(data)  # one step: Ctrl-C comes before it or after it
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            OutputLost: it cannot be written.
+            BrokenPipeError: nobody reads it any more.
+        """
+        with self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._chunks)
+        if self._error:
+            raise self._error
+
+    def _write_chunks(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._chunks)
+                chunk = self._chunks[0]
+            try:
+                write_all(self._descriptor, chunk)
+            except (OutputLost, BrokenPipeError) as error:
+                self._error = error
+            with self._changed:
+                self._written += len(chunk)
+                self._chunks.popleft()
+                self._changed.notify_all()
 
 
 def job_data(job: JobRecord) -> dict[str, Any]:
-    """A job as `-o json` shows it. Times are Unix time in milliseconds, `exit_code` is the one `submit` would give."""
+    """A job as `-o json` shows it. Times are Unix time in milliseconds, `exit_code` is the one `submit` exits with."""
     return {
         "submission_id": job.submission_id,
         "status": job.status,
-        "exit_code": result(job).exit_code if job.finished else None,
-        "driver_exit_code": job.exit_code,
+        "exit_code": JobResult(job).exit_code if job.finished else None,
+        "driver_exit_code": job.driver_exit_code,
         "entrypoint": job.entrypoint,
         "message": job.message,
         "error_type": job.error_type,
+        "submit_time": job.submit_time,
         "start_time": job.start_time,
         "end_time": job.end_time,
         "metadata": dict(job.metadata),
@@ -109,16 +141,21 @@ def _time(milliseconds: int | None) -> str:
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S") if milliseconds else ""
 
 
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.0f}"
+
+
 def print_jobs(jobs: Sequence[JobRecord]) -> None:
     """Print jobs as a table, or as tab-separated lines into a pipe."""
-    header = ("SUBMISSION ID", "STATUS", "EXIT", "STARTED", "SECONDS", "NAME", "ENTRYPOINT")
+    header = ("SUBMISSION ID", "STATUS", "EXIT", "SUBMITTED", "WAITED", "SECONDS", "NAME", "ENTRYPOINT")
     rows = [
         (
             job.submission_id,
             job.status,
-            str(result(job).exit_code) if job.finished else "",
-            _time(job.start_time),
-            f"{job.seconds:.0f}" if job.seconds is not None else "",
+            str(JobResult(job).exit_code) if job.finished else "",
+            _time(job.submit_time),
+            _seconds(job.waited_seconds),
+            _seconds(job.seconds),
             job.metadata.get("job_name", ""),
             job.entrypoint,
         )
@@ -154,7 +191,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     styles = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
-    with _printing():
+    with _stdout():
         Console().print(table)
 
 
@@ -164,14 +201,18 @@ def print_result(ended: JobResult) -> None:
     how = {"SUCCEEDED": "succeeded", "STOPPED": "was stopped"}.get(
         job.status, f"failed with exit code {ended.exit_code}"
     )
-    if ended.exit_code == 124 and "timeout" in job.metadata:
-        how = f"ran longer than its --timeout of {job.metadata['timeout']} s and was ended"
-    line = f"job {job.submission_id} {how} after {job.seconds or 0:.1f} s"
+    if ended.timed_out:
+        how = f"was ended because it ran longer than its timeout of {job.metadata['timeout']} s"
+    line = f"job {job.submission_id} {how}"
+    if job.seconds is not None:
+        line += f" after {job.seconds:.1f} s"
+    if (job.waited_seconds or 0) >= _WAITED_SECONDS:
+        line += f" (and {job.waited_seconds:.1f} s of waiting to start)"
     if job.status == "FAILED":
         why = (job.message or "").strip().rpartition("\n")[2]
         if os.strerror(ENOSPC) in why:
             why += " (the disk of its node is full: `exec -- df -h /tmp/ray` shows the head's)"
-        error(line if job.exit_code is not None else f"{line}: {why}")
+        error(line if job.driver_exit_code is not None else f"{line}: {why}")
     else:
         note(line)
 

@@ -1,17 +1,20 @@
 """The command `submit`."""
 
-from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from client.cli.options import Seconds, address_option, choose, output_option, pairs
-from client.cli.watch import watch
+from client.cli.options import Duration, address_option, choose, output_option, pairs
+from client.cli.watch import sigterm_interrupts, watch
 from client.errors import UsageError
+
+if TYPE_CHECKING:
+    from client.job.request import Request
+    from client.job.submit import Plan
 
 
 class _SubmitCommand(click.Command):
-    """Takes `SCRIPT [ARGS]...` or `-- COMMAND...`, and knows which it was."""
+    """Takes `SCRIPT [ARGS]...` or `-- COMMAND...`, and records which of the two it was."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
@@ -29,35 +32,42 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
 
 @click.command(cls=_SubmitCommand, context_settings={"allow_interspersed_args": False}, options_metavar="[OPTIONS]")
 @address_option
-@click.option("--working-dir", metavar="DIR|URI", help="What the job runs in. Default: the current directory.")
-@click.option("--env", multiple=True, callback=pairs, metavar="NAME=VALUE", help="A variable of the job.")
+@click.option("--working-dir", metavar="DIR|URI", help="The job's working directory. Default: the current one.")
+@click.option("--env", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Set a variable of the job.")
 @click.option(
     "--secret-env",
     multiple=True,
     callback=_secret_pairs,
     metavar="NAME[=SECRET/KEY]",
-    help="A variable of the driver, from a Secret that the cluster mounts.",
+    help="Set a variable of the driver from a Secret that the cluster mounts.",
 )
-@click.option("--allow-plain", is_flag=True, help="Take an --env name that looks like a secret's.")
-@click.option("--runtime-env", "runtime_env", metavar="FILE", help="A runtime_env of Ray, in YAML or JSON.")
-@click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="CPUs kept for the driver itself.")
-@click.option("--num-gpus", type=click.FloatRange(min=0), metavar="N", help="GPUs kept for the driver itself.")
-@click.option("--accelerator", metavar="KIND", help="The kind of GPU for the driver, as Ray names it: L4, A100, ...")
-@click.option("--name", help="What the dashboard shows as the job's name.")
-@click.option("--tag", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Recorded with the job.")
-@click.option("--id", "submission_id", metavar="ID", help="The job's id. The same id and job again attaches.")
-@click.option("--detach", is_flag=True, help="Leave once the job is accepted; print its id.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="End the job after this time, with exit code 124.")
+@click.option("--allow-plain", is_flag=True, help="Accept an --env name that looks like a secret's.")
+@click.option("--runtime-env", "runtime_env", metavar="FILE", help="Read Ray's runtime_env from a YAML or JSON file.")
+@click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="Reserve CPUs for the driver itself.")
+@click.option("--num-gpus", type=click.FloatRange(min=0), metavar="N", help="Reserve GPUs for the driver itself.")
+@click.option("--accelerator", metavar="KIND", help="Reserve a GPU of this kind, as Ray names it: L4, A100.")
+@click.option("--name", metavar="NAME", help="Name the job, for the dashboard and `list`.")
+@click.option("--tag", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Record a tag with the job.")
+@click.option(
+    "--id", "submission_id", metavar="ID", help="The job's id. Submitting the same job with it again attaches."
+)
+@click.option("--detach", is_flag=True, help="Exit once the job is accepted, and print its id.")
+@click.option("--timeout", type=Duration(), metavar="DURATION", help="End a job that runs longer; exit code 124.")
+@click.option(
+    "--on-interrupt",
+    type=click.Choice(["stop", "detach"]),
+    help="What Ctrl-C and SIGTERM do to the job. Default: detach; a job on a Ray of its own is stopped.",
+)
 @click.option(
     "--wait-cluster",
-    type=Seconds(),
+    type=Duration(),
     default="15m",
     show_default=True,
-    metavar="TIME",
-    help="How long a cluster may take to be ready.",
+    metavar="DURATION",
+    help="How long to wait for a cluster that is not ready.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
-@click.option("-f", "job_file", metavar="FILE", help="Arguments of Ray's submit_job, in YAML; options win.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, without sending it.")
+@click.option("-f", "job_file", metavar="FILE", help="Read arguments of Ray's submit_job from YAML; options win.")
 @output_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARGS]... | -- COMMAND...")
 @click.pass_context
@@ -68,35 +78,33 @@ def submit(
     detach: bool,
     wait_cluster: float,
     dry_run: bool,
+    on_interrupt: Literal["stop", "detach"] | None,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Run a script or a command, show its log, exit with its code."""
+    """Run a script or a command, show its log, and exit with its code."""
     from client.cli import output
-    from client.job import job
+    from client.job import submit as job
 
-    spec, chosen = _spec(**given), choose(address, name_it=False)
-    if dry_run:
-        _show_plan(job.plan(spec, chosen), as_json=as_json)
-        return
-    submitted = job.submit(
-        spec, chosen, detached=detach, wait_cluster=wait_cluster, note=output.note, progress=output.progress
-    )
-    with closing(submitted):
-        ctx.obj["submission_id"] = submitted.submission_id
-        output.note(
-            f"job {submitted.submission_id} {'is there already: attached' if submitted.attached else 'submitted'}"
-        )
-        if detach:
-            if as_json:
-                output.print_json(output.job_data(submitted.status()))
-            else:
-                output.print_line(submitted.submission_id)
+    with sigterm_interrupts():
+        request, chosen = _request(**given), choose(address, announce=False)
+        if dry_run:
+            _show_plan(job.plan(request, chosen), as_json=as_json)
             return
-        watch(ctx, submitted, address, as_json=as_json)
+        sent = job.send(
+            request, chosen, detached=detach, wait_cluster=wait_cluster, note=output.note, progress=output.progress
+        )
+        with sent:
+            ctx.obj["submission_id"] = sent.submission_id
+            output.note(f"job {sent.submission_id} {'exists: attached to it' if sent.attached else 'submitted'}")
+            if detach:
+                output.print_json(output.job_data(sent.status())) if as_json else output.print_line(sent.submission_id)
+                return
+            default: Literal["stop", "detach"] = "stop" if sent.target.ends_with_us else "detach"
+            watch(ctx, sent, address, as_json=as_json, on_interrupt=on_interrupt or default)
 
 
-def _spec(
+def _request(
     words: tuple[str, ...],
     is_command: bool,
     job_file: str | None,
@@ -106,11 +114,11 @@ def _spec(
     submission_id: str | None,
     tag: dict[str, str],
     **fields: Any,
-) -> Any:
-    from client.job.request import JobSpec, read_yaml
+) -> "Request":
+    from client.job.request import Request, read_yaml
 
     if is_command and not any(words):
-        raise UsageError("the command behind -- is empty")
+        raise UsageError("the command after -- is empty")
     arguments = read_yaml(job_file) if job_file else {}
     flags = {
         "runtime_env": read_yaml(runtime_env) if runtime_env else None,
@@ -120,24 +128,24 @@ def _spec(
     }
     arguments |= {name: value for name, value in flags.items() if value is not None}
     script, command = (None, words) if is_command or not words else (words[0], words[1:])
-    return JobSpec(script=script, command=command, tags=tag, arguments=arguments, **fields)
+    return Request(script=script, command=command, tags=tag, arguments=arguments, **fields)
 
 
-def _show_plan(plan: Any, *, as_json: bool) -> None:
+def _show_plan(plan: "Plan", *, as_json: bool) -> None:
     from client.cli import output
 
-    files = plan.upload.entries if plan.upload else ()
+    arguments, upload = plan.submission.arguments, plan.upload
     if as_json:
-        upload = [{"path": entry.path, "bytes": entry.size} for entry in files]
-        output.print_json({**plan.arguments, "upload": upload, "withheld": list(plan.upload.withheld if files else ())})
+        files = [{"path": entry.path, "bytes": entry.size} for entry in upload.entries]
+        output.print_json({**arguments, "upload": files, "withheld": list(upload.withheld)})
         return
-    output.print_line(f"command      {plan.arguments['entrypoint']}")
-    output.print_line(f"working_dir  {plan.arguments['runtime_env'].get('working_dir')}")
-    if plan.upload is None:
+    output.print_line(f"command      {arguments['entrypoint']}")
+    output.print_line(f"working_dir  {arguments['runtime_env'].get('working_dir')}")
+    if not upload.entries:
         output.print_line("upload       nothing: the job runs where its files are")
         return
-    output.print_line(f"upload       {len(files)} files, {plan.upload.size} bytes, packed {plan.packed} bytes")
-    for entry in files:
+    output.print_line(f"upload       {len(upload.entries)} files, {upload.size} bytes, packed {plan.packed} bytes")
+    for entry in upload.entries:
         output.print_line(f"{entry.size:>12} {entry.path}")
-    for path in plan.upload.withheld:
+    for path in upload.withheld:
         output.print_line(f"    withheld {path}")

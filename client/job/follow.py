@@ -5,184 +5,227 @@ that breaks, goes silent or ends early costs one request. The end is believed on
 read before a log that had no more.
 """
 
-import math
 import re
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
-from client.errors import ClientError, ContactLost, TimedOut, Unreachable
-from client.http import Failed, NotFound
-from client.job.record import JobRecord
-from client.ray_api.jobs import JobNotFound, RayJobs
+from client.errors import ClientError, ContactLost, JobNotFound, NotFound, ServerFailed, TimedOut, Unreachable
+from client.job.stop import Stopping
+from client.ray_api.jobs import RayJobs
+from client.ray_api.record import JobRecord, JobResult
+from client.targets.target import Target
+from client.wait import Note, silent
 
 _LOST_SECONDS = 120.0  # an API server needs a minute to end in good order, and then starts again
-_LOST_SECONDS_HERE = 20.0
+_LOST_SECONDS_HERE = 20.0  # of a Ray on this machine, or while the user waits for a stop
 _RETURN_SECONDS = 600.0  # so long the workers of a fault tolerant cluster wait for its head, as KubeRay sets them up
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _PENDING_SECONDS = 10.0
+_NODE_SECONDS = 10.0  # between two questions whether the driver's node is alive, while the log is silent
+_VERDICT_SECONDS = 10.0  # that Ray has to mark a job as failed whose node is dead
 _TAIL_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
-class JobResult:
-    """How a job ended.
-
-    Attributes:
-        job: its record.
-        exit_code: 0 SUCCEEDED; the driver's own code; 128+n for signal n; 124 for its timeout; 143 STOPPED; 1 for none.
-    """
-
-    job: JobRecord
-    exit_code: int
-
-
-def result(job: JobRecord) -> JobResult:
-    """The result of a finished job.
-
-    Args:
-        job: a record with a final status.
-    """
-    if job.status == "SUCCEEDED":
-        code = 0
-    elif job.status == "STOPPED":
-        code = 143
-    elif job.exit_code in (124, 137) and (job.seconds or 0) >= _timeout(job):
-        code = 124
-    elif job.exit_code is None:
-        code = 1
-    else:
-        code = job.exit_code if job.exit_code > 0 else 128 - job.exit_code
-    return JobResult(job, code)
-
-
-def _timeout(job: JobRecord) -> float:
-    """The job's --timeout in seconds; metadata that another client wrote may hold anything."""
-    try:
-        return float(job.metadata["timeout"])
-    except (KeyError, TypeError, ValueError):
-        return math.inf
-
-
 def follow(
+    target: Target,
     jobs: RayJobs,
     submission_id: str,
     write: Callable[[bytes], object],
-    note: Callable[[str], object] = lambda _: None,
+    note: Note = silent,
     *,
     offset: int = 0,
+    seconds: float | None = None,
+    stop: bool = False,
 ) -> JobResult:
     """Write a job's log as it grows, until the job has ended.
 
     Args:
-        jobs: the cluster's jobs.
+        target: where the job is.
+        jobs: the jobs there.
         submission_id: of the job.
         write: takes the log's bytes.
         note: takes a line about the following itself.
         offset: the byte of the log to start from.
+        seconds: how long to follow; None follows to the end.
+        stop: stop the job meanwhile.
 
     Raises:
         JobNotFound: there never was such a job.
-        ContactLost: record or log could not be had for 2 minutes, of a Ray on this machine for 20 s, and the cluster
-            does not say that its head is on its way; or the head that knew the job is gone.
+        TimedOut: the job has not ended in time.
+        ContactLost: the record or the log could not be read for 2 minutes, of a Ray on this machine for 20 s, and the
+            cluster does not say that its head is starting; or the job's node or the head that knew it is gone.
     """
-    seen, tail, contact = "", b"", time.monotonic()
-    told = set[str]()
+    return _Follower(target, jobs, submission_id, write, note, offset, stop).run(seconds)
 
-    def note_once(line: str) -> None:
-        if line not in told:
-            told.add(line)
-            note(line)
 
-    quiet_since = contact
-    waiting_told = losing_told = whole = False
-    while True:
-        before, began, took, known = offset, time.monotonic(), 0.0, ""
+class _Follower:
+    def __init__(
+        self,
+        target: Target,
+        jobs: RayJobs,
+        submission_id: str,
+        write: Callable[[bytes], object],
+        note: Note,
+        offset: int,
+        stop: bool,
+    ) -> None:
+        self._target, self._jobs, self._id = target, jobs, submission_id
+        self._write, self._note = write, note
+        self._stopping = Stopping(target, jobs, submission_id) if stop else None
+        self._offset, self._tail = offset, b""
+        self._job: JobRecord | None = None  # as it was last read
+        self._start_time: int | None = None
+        self._contact = self._changed = self._node_seen = time.monotonic()
+        self._node_gone_since: float | None = None
+        self._noted = set[str]()
+
+    def run(self, seconds: float | None) -> JobResult:
+        """Follow to the end."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            began, whole = time.monotonic(), False
+            try:
+                if result := self._round():
+                    return result
+                whole = bool(self._job and not self._jobs.logs.resumable(self._job))
+                self._contact = time.monotonic()
+                self._noted.discard("lost")
+            except JobNotFound as error:
+                if not self._job:
+                    raise
+                raise ContactLost(f"job {self._id} was lost when the Ray head restarted", "submit it again") from error
+            except (Unreachable, ServerFailed) as error:  # the dashboard answers 500 while a part of it restarts
+                self._retry(error)
+            if end is not None and time.monotonic() >= end:
+                raise TimedOut(f"job {self._id} has not ended after {seconds:g} s", "it goes on")
+            self._pause(time.monotonic() - began if whole else 0.0)
+
+    def _round(self) -> JobResult | None:
+        """Read the record, then the log to where it ends now; the result, once both are complete."""
+        before, known = self._offset, self._job
+        job = self._job = self._jobs.get(self._id)
+        if self._stopping:
+            self._stopping.ask(job)
+        for chunk in self._jobs.logs.read(job, self._offset):
+            self._write(chunk)
+            self._offset += len(chunk)
+            self._tail = (self._tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+            self._contact = time.monotonic()
+        if self._offset > before or not known or known.status != job.status:
+            self._changed = self._node_seen = time.monotonic()
+        if job.status == "RUNNING":
+            self._read_start_time(job)
+            self._check_node(job)
+        elif job.finished and self._offset == before:
+            return self._result(job)
+        return None
+
+    def _result(self, job: JobRecord) -> JobResult:
+        if not self._offset and not job.node_id:
+            self._note("the job never started")
+        elif not self._jobs.logs.resumable(job) and not self._jobs.logs.ends_with(job, self._tail):
+            what = f"the log breaks off after {self._offset} bytes"
+            raise Unreachable(what, "read it again from nearer to the cluster")
+        self._read_start_time(job)
+        return JobResult(replace(job, start_time=self._start_time))
+
+    def _read_start_time(self, job: JobRecord) -> None:
+        if self._start_time is None and job.node_id:
+            try:
+                self._start_time = self._jobs.with_start_times([job])[0].start_time or 0
+            except ClientError:
+                pass  # it is only shown
+
+    def _check_node(self, job: JobRecord) -> None:
+        """Now and then, while the log is silent: a job whose node died may stay RUNNING for ever."""
+        if time.monotonic() - self._node_seen > _NODE_SECONDS:
+            self._node_seen = time.monotonic()
+            self._raise_if_node_gone(job)
+
+    def _raise_if_node_gone(self, job: JobRecord) -> None:
+        if not self._jobs.node_is_gone(job.node_id):
+            self._node_gone_since = None
+            return
+        self._node_gone_since = self._node_gone_since or time.monotonic()
+        if job.finished:
+            raise ContactLost(f"job {self._id} ended {job.status}", "its node is gone, and its log with it")
+        if time.monotonic() - self._node_gone_since > _VERDICT_SECONDS:
+            raise _lost_with_node(job)
+        self._node_seen = 0.0  # ask again in the next round
+
+    def _retry(self, error: ClientError) -> None:
+        """Return where the request that failed should be sent again, else raise."""
+        lost, job = time.monotonic() - self._contact, self._job
+        if job and job.node_id and not self._target.runtime.in_place:
+            try:
+                self._raise_if_node_gone(job)
+            except (Unreachable, ServerFailed):
+                pass  # the head does not answer either
+        if lost > (_LOST_SECONDS_HERE if self._stopping or self._target.runtime.in_place else _LOST_SECONDS):
+            state = f"connection lost for {lost:.0f} s, job {self._id} may still run"
+            if job and job.finished:
+                state = f"job {self._id} ended {job.status}, but its log cannot be read past byte {self._offset}"
+            raise ContactLost(f"{state} ({error})") from error
+        self._note_once("lost", f"connection lost, retrying ({error})")
+        self._contact += self._wait_for_head()
+
+    def _wait_for_head(self) -> float:
+        """Wait while the cluster says that its head is not ready: the seconds that are no loss of contact."""
+        began = time.monotonic()
+        if self._target.ends_with_us:
+            return 0.0
         try:
-            job = jobs.get(submission_id)
-            known = f"has ended ({job.status})" if job.finished else f"is {job.status}"
-            for chunk in jobs.read_log(job, offset):
-                write(chunk)
-                offset += len(chunk)
-                tail = (tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
-                contact = time.monotonic()
-            if job.finished and offset == before:
-                if not offset and not job.node_id:
-                    note("it never started")
-                elif not jobs.resumes(job) and not jobs.log_ends_with(job, tail):
-                    raise Unreachable(f"the log breaks off after {offset} bytes: read it again nearer to the cluster")
-                return result(job)
-            contact, losing_told = time.monotonic(), False
-            took, whole = contact - began, not jobs.resumes(job)
-            if job.status != seen or offset > before:
-                seen, quiet_since = job.status, contact
-            if job.finished:
-                continue
-        except JobNotFound as error:
-            if not seen:
-                raise
-            raise ContactLost(
-                f"the Ray head was restarted and knows job {submission_id} no longer: it is lost"
-            ) from error
-        except (Unreachable, Failed) as error:  # the dashboard answers 500 while it starts a part of itself again
-            lost = time.monotonic() - contact
-            if lost > (_LOST_SECONDS_HERE if jobs.endpoint.in_place else _LOST_SECONDS):
-                state = f"contact lost for {lost:.0f} s, job {submission_id} may still run"
-                if known:
-                    state = f"job {submission_id} {known}, but its log cannot be read past byte {offset}"
-                raise ContactLost(f"{state}: {error}") from error
-            if not losing_told:
-                note(f"no contact, trying on: {error}")
-                losing_told = True
-            contact += _until_head(jobs, submission_id, note_once)
-        quiet = time.monotonic() - quiet_since
-        if seen == "PENDING" and quiet > _PENDING_SECONDS and not waiting_told:
-            note(f"waiting, the job is pending: {job.message or 'no reason given'}")
-            waiting_told = True
-        # A log that has been quiet for long is asked less often: at most a second late, 5 % of the wait.
+            self._target.wait_ready(lambda line: self._note_once(line, line), _RETURN_SECONDS)
+        except (TimedOut, NotFound) as error:
+            raise ContactLost(f"connection lost, job {self._id} may still run ({error})") from error
+        except ClientError:
+            return 0.0  # the cluster's own API does not answer either
+        return time.monotonic() - began
+
+    def _note_once(self, key: str, line: str) -> None:
+        if key not in self._noted:
+            self._noted.add(key)
+            self._note(line)
+
+    def _pause(self, whole_seconds: float) -> None:
+        """Sleep until the next round.
+
+        Args:
+            whole_seconds: how long it took to read a log that is sent whole each time.
+        """
+        quiet, job = time.monotonic() - self._changed, self._job
+        if job and job.status == "PENDING" and quiet > _PENDING_SECONDS:
+            self._note_once("pending", f"the job is pending: {job.message or 'Ray gives no reason'}")
+        # A log that has been silent for long is read less often: at most a second late, 5 % of the wait.
         pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, quiet / 20))
-        if whole:
-            pause = max(pause, 4 * took)  # it comes whole each time: spare the link
-        time.sleep(pause)
+        time.sleep(max(pause, 4 * whole_seconds))
 
 
-def _until_head(jobs: RayJobs, submission_id: str, note: Callable[[str], object]) -> float:
-    """Wait while the cluster says that its head is not ready: the seconds that are no loss of contact."""
-    began = time.monotonic()
-    if jobs.endpoint.ends_with_us:
-        return 0.0
-    try:
-        jobs.endpoint.ready(note, _RETURN_SECONDS)
-    except (TimedOut, NotFound) as error:
-        raise ContactLost(f"contact lost, job {submission_id} may still run: {error}") from error
-    except ClientError:
-        return 0.0  # the cluster's own API does not answer either
-    return time.monotonic() - began
-
-
-def stop(jobs: RayJobs, submission_id: str, seconds: float) -> JobRecord:
-    """Stop a job and wait for its end.
-
-    Ray does nothing with a stop that comes before the job has started, so it is repeated.
+def read_log(jobs: RayJobs, job: JobRecord, write: Callable[[bytes], object], offset: int) -> None:
+    """Write what there is of the log of a job that still runs.
 
     Args:
         jobs: the cluster's jobs.
-        submission_id: of the job.
-        seconds: how long to wait.
+        job: whose log.
+        write: takes the log's bytes.
+        offset: the byte of the log to start from.
 
-    Returns:
-        The job's record, finished or not.
+    Raises:
+        ContactLost: its node is gone, and the job with it.
     """
-    deadline = time.monotonic() + seconds
-    while not (job := jobs.get(submission_id)).finished:
-        jobs.stop(submission_id)
-        until = min(deadline, time.monotonic() + 1.0)
-        while time.monotonic() < until and not (job := jobs.get(submission_id)).finished:
-            time.sleep(_SHORTEST_PAUSE)
-        if time.monotonic() >= deadline:
-            break
-    return job
+    try:
+        for chunk in jobs.logs.read(job, offset):
+            write(chunk)
+    except Unreachable as error:
+        if jobs.node_is_gone(job.node_id):
+            raise _lost_with_node(job) from error
+        raise
+
+
+def _lost_with_node(job: JobRecord) -> ContactLost:
+    return ContactLost(f"the node of job {job.submission_id} is gone, and the job is lost", "submit it again")
 
 
 def tail_offset(jobs: RayJobs, job: JobRecord, lines: int) -> int:
@@ -193,11 +236,11 @@ def tail_offset(jobs: RayJobs, job: JobRecord, lines: int) -> int:
         job: whose log.
         lines: how many.
     """
-    size, window = jobs.log_size(job), 64 * 1024 + 200 * lines
+    size, window = jobs.logs.size(job), 64 * 1024 + 200 * lines
     while True:
         start = max(0, size - window)
         starts, position = deque([start], maxlen=lines + 1), start
-        for chunk in jobs.read_log(job, start):
+        for chunk in jobs.logs.read(job, start):
             for end in re.finditer(b"\n", chunk):
                 starts.append(position + end.end())
             position += len(chunk)

@@ -9,34 +9,32 @@ import shlex
 from collections.abc import Mapping
 
 from client.errors import UsageError
-from client.targets.target import Endpoint
 
 
-def exports(variables: Mapping[str, str | None], endpoint: Endpoint) -> str:
-    """The shell's words that set and export them, and fail where a file is not there.
+def exports(variables: Mapping[str, str | None], mounted: Mapping[str, str] | None) -> str:
+    """The shell's words that set and export the variables, and fail where a file is missing.
 
     Args:
         variables: by name: where the value is, as SECRET/KEY, or None for the Secret that has the name as a key.
-        endpoint: where they will run; one without a URL stands for a cluster that is not asked.
+        mounted: the folder of each mounted Secret, by its name; None where no cluster was asked.
 
     Raises:
-        UsageError: a variable cannot be had there.
+        UsageError: a variable cannot be set there.
     """
-    return " && ".join(_export(name, where, endpoint) for name, where in variables.items())
+    return " && ".join(_export(name, where, mounted) for name, where in variables.items())
 
 
-def _export(name: str, where: str | None, endpoint: Endpoint) -> str:
+def _export(name: str, where: str | None, mounted: Mapping[str, str] | None) -> str:
     secret, _, key = (where or f"/{name}").partition("/")
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-        raise UsageError(f"{name!r} is no name of a variable (--secret-env)")
+        raise UsageError(f"{name!r} is not a name of a variable", "give --secret-env NAME=SECRET/KEY")
     if not key:
-        raise UsageError(f"{name}={where} names no key: give --secret-env {name}=SECRET/KEY")
-    mounted = endpoint.secrets if endpoint.url else {secret: "..."}
+        raise UsageError(f"{name}={where} names no key", f"give --secret-env {name}=SECRET/KEY")
+    if mounted is None:
+        mounted = {secret: "..."}
     if (secret and secret not in mounted) or not mounted:
-        known = ", ".join(mounted) or "none"
-        raise UsageError(
-            f"the cluster mounts no Secret {secret or f'for {name}'}, it has {known}: see the chart's `secrets`"
-        )
+        what = f"the cluster mounts no Secret {secret or f'for {name}'}; it mounts {', '.join(mounted) or 'none'}"
+        raise UsageError(what, "add it to `secrets` in the chart's values")
     files = shlex.join(f"{folder}/{key}" for folder in ([mounted[secret]] if secret else mounted.values()))
     missing = shlex.quote(f"no mounted Secret has the key {key}")
     look = f'for f in {files}; do [ -f "$f" ] && cat "$f" && exit; done; echo {missing} >&2; exit 1'

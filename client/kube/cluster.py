@@ -10,8 +10,9 @@ from functools import cached_property
 from urllib.parse import quote, urlsplit
 
 from client.errors import ClientError, NotAuthorised, NotFound, TimedOut, Unreachable, UsageError
+from client.http import is_token
 from client.kube.api import Api, Object, group, is_deleted, is_ready, node_type
-from client.kube.login import Login, is_token
+from client.kube.login import Login
 from client.wait import Note, wait
 
 DASHBOARD, AGENT = 8265, 52365
@@ -41,7 +42,7 @@ def find(api: Api, namespace: str | None, name: str | None) -> Object:
     if len(found) == 1:
         return found[0]
     if found:
-        known = ", ".join(sorted(address(api.login, *path(c).split("/")) for c in found))
+        known = ", ".join(sorted(address_of(api.login, *path(c).split("/")) for c in found))
         raise UsageError(f"there are {len(found)} RayClusters in {where}", f"give one as the address: {known}")
     if api.get(RAY) is None:
         raise Unreachable(
@@ -51,7 +52,7 @@ def find(api: Api, namespace: str | None, name: str | None) -> Object:
     raise Unreachable(f"there is no {wanted} in {where}", "install the chart, or give another address")
 
 
-def address(login: Login, namespace: str, name: str) -> str:
+def address_of(login: Login, namespace: str, name: str) -> str:
     """What to give as --address to come back to a RayCluster."""
     return f"kubernetes://{quote(login.context or '', safe='')}/{namespace}/{name}"
 
@@ -96,7 +97,13 @@ class Cluster:
     """A RayCluster as seen through the API server."""
 
     def __init__(self, api: Api, cluster: Object) -> None:
-        """Make no request yet; of the object, only its name counts."""
+        """Make no request yet.
+
+        Args:
+            api: the API server.
+            cluster: as it was just read; a name and a namespace suffice.
+        """
+        self._just_read = cluster
         self.api = api
         self.namespace, self.name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
         self.core = f"/api/v1/namespaces/{self.namespace}"
@@ -181,6 +188,9 @@ class Cluster:
             NotFound: the cluster is gone.
             TimedOut: it is not ready, and why.
         """
+        known, self._just_read = self._just_read, {}
+        if head_ready(known):
+            return  # without asking again
         if why := wait(self._why_present, seconds, lambda why: note(f"waiting for {self}: {why}"), poll=0.5):
             raise TimedOut(f"{self} is not ready after {seconds:g} s: {why}", "run `doctor`")
 

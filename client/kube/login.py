@@ -22,7 +22,7 @@ import requests
 import yaml
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
-from client.http import Server
+from client.http import Server, is_token
 from client.kube import login_plugin
 
 if TYPE_CHECKING:
@@ -104,11 +104,6 @@ class _Authorization(requests.auth.AuthBase):
                 except (ClientError, OSError) as error:  # it may be good again in a moment: whoever follows tries on
                     raise Unreachable(str(error)) from error
             return self._now
-
-
-def is_token(text: str) -> bool:
-    """Whether it can be sent in a header: the library that sends it would print what cannot."""
-    return text.isascii() and text.isprintable()
 
 
 def in_pod() -> bool:

@@ -23,8 +23,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 from urllib3.exceptions import HTTPError
 
-from client.http import reason, session
-from client.targets.target import Endpoint
+from client.http import Http, Server, reason
 
 _CHUNK = 1 << 16
 _TIMEOUT = (5.0, 300.0)  # seconds to connect, and between two bytes of an answer: a followed log may be silent
@@ -39,18 +38,18 @@ _ENTER = '<!doctype html><meta http-equiv="refresh" content="0;url=/{path}/"><ti
 
 
 class Dashboard(ThreadingHTTPServer):
-    """Forwards what the right browser asks for to an endpoint."""
+    """Forwards what the right browser asks for to a server."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, upstream: Server) -> None:
         """Listen on a free port; nothing is answered before `serve_forever`.
 
         Args:
-            endpoint: where the dashboard is.
+            upstream: where the dashboard is.
         """
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.endpoint = endpoint
-        self.http = session(endpoint)
-        self.http.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self.upstream = upstream
+        self.session = Http(upstream).session
+        self.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.path, self._cookie = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self._links: set[str] = set()
 
@@ -147,9 +146,9 @@ class _Handler(BaseHTTPRequestHandler):
         }
         headers["Referer"] = None  # it holds the path
         try:
-            response = server.http.request(
+            response = server.session.request(
                 self.command,
-                server.endpoint.url + target,
+                server.upstream.url + target,
                 headers=headers,
                 data=_Body(self, length) if length else None,
                 stream=True,
@@ -157,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
                 allow_redirects=False,
             )
         except requests.RequestException as error:
-            return self._refuse(502, f"{server.endpoint.url} does not answer: {reason(error)}")
+            return self._refuse(502, f"{server.upstream.url} does not answer: {reason(error)}")
         with response:
             self._pass_on(response)
 
@@ -190,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _location(self, location: str) -> str:
         """Where a redirect leads, seen from here."""
-        base = self.server.endpoint.url
+        base = self.server.upstream.url
         for prefix in (base, urlsplit(base).path):
             if location.startswith(f"{prefix}/"):
                 return f"/{self.server.path}{location.removeprefix(prefix)}"

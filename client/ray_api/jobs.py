@@ -1,50 +1,39 @@
 """Ray's Job API: only what may be repeated is.
 
 Reading and stopping are plain REST, so that they need no `ray`. Submitting goes through Ray's Job SDK, which validates
-the runtime_env, sent over the same session. Sources: ray/dashboard/modules/job/job_head.py (routes and status codes),
-ray/dashboard/modules/log/log_agent.py (a node agent's /logs, with Range), all of Ray 2.60.
+the runtime_env. Sources, all of Ray 2.60: ray/dashboard/modules/job/job_head.py (routes, status codes),
+ray/dashboard/modules/node/node_head.py (/logical/actors), ray/dashboard/modules/job/common.py (SUPERVISOR's name).
 """
 
-import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import requests
-from urllib3.exceptions import HTTPError
 
-from client.errors import ClientError, ContactLost, Detached, Unreachable
-from client.http import Failed, Transport, reason, refused, was_sent
-from client.job.record import JobRecord, record
-from client.targets.target import Endpoint
-from client.upload.package import Package
+from client.errors import ClientError, ContactLost, Detached, JobNotFound, ServerFailed, Unreachable, UsageError
+from client.http import was_sent
+from client.ray_api.http import HINT, POLL_TIMEOUT, RayServer, refused
+from client.ray_api.logs import JobLogs
+from client.ray_api.record import JobRecord, record
 
 _SUBMIT_TIMEOUT = (5.0, 60.0)  # the server itself waits for a node agent, and stores an upload
-_SHORT_TIMEOUT = (5.0, 5.0)  # for what is asked again and again, and is there at once
 _SUBMIT_TRIES = 6
 _CHUNK = 1 << 20
+SUPERVISOR = "_ray_internal_job_actor_"
 _T = TypeVar("_T")
-
-
-class JobNotFound(ClientError):
-    """The server knows no job of this id."""
 
 
 class RayJobs:
     """The jobs of one cluster."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        """Make no request yet.
-
-        Args:
-            endpoint: where the cluster's API is.
-        """
-        self.endpoint = endpoint
-        self._transport = Transport(endpoint)
-        self._closed: set[str | None] = set()  # agents that take no connection
+    def __init__(self, server: RayServer) -> None:
+        """Make no request yet."""
+        self._server, self._http = server, server.http
+        self.logs = JobLogs(server)
 
     def version(self) -> dict[str, str]:
         """The server's `ray_version` and `session_name`, which changes when the head restarts.
@@ -52,149 +41,117 @@ class RayJobs:
         Raises:
             Unreachable: what answers is not a Ray dashboard.
         """
-        response = self._transport.request("GET", "/api/version")
+        response = self._http.request("GET", "/api/version")
         try:
             answer = response.json()
             return {"ray_version": str(answer["ray_version"]), "session_name": str(answer.get("session_name"))}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Unreachable(
-                f"{self.endpoint.url} is not a Ray dashboard (it answers {response.status_code} to /api/version): "
-                "give the address of port 8265 of a head with ray[default]"
-            ) from error
+            code, url = response.status_code, self._http.server.url
+            raise Unreachable(f"{url} is not a Ray dashboard (it answers {code} to /api/version)", HINT) from error
+
+    def nodes(self) -> Sequence[dict[str, float]]:
+        """The resources of each node that is alive, by name; memory in bytes."""
+        return [node.get("resources_total") or {} for node in self._nodes() if node.get("state") == "ALIVE"]
+
+    def _nodes(self) -> Sequence[dict[str, Any]]:
+        return self._state("nodes", {"detail": "true"})
+
+    def node_is_gone(self, node_id: str | None) -> bool:
+        """Whether the cluster says that a node is dead, or does not know it."""
+        return bool(node_id) and all(n["node_id"] != node_id or n.get("state") == "DEAD" for n in self._nodes())
 
     def resources(self) -> dict[str, float]:
         """The cluster's resources in total, by name; memory in bytes."""
         total: dict[str, float] = {}
-        response = self._transport.request("GET", "/api/v0/nodes?detail=true&limit=10000")
-        for node in self._read(response, lambda data: data["data"]["result"]["result"]):
-            for name, amount in (node.get("resources_total") or {}).items():
-                if node.get("state") == "ALIVE" and not name.startswith("node:"):
+        for node in self.nodes():
+            for name, amount in node.items():
+                if not name.startswith("node:"):
                     total[name] = total.get(name, 0) + amount
         return total
 
     def get(self, submission_id: str) -> JobRecord:
-        """One job.
+        """One job, but for its driver's start time.
 
         Raises:
             JobNotFound: there is none.
         """
-        response = self._transport.request("GET", _job_path(submission_id), timeout=_SHORT_TIMEOUT)
+        response = self._http.request("GET", _job_path(submission_id), timeout=POLL_TIMEOUT)
         if response.status_code == 404:
             self.version()  # not a Ray server at all? then this says so
-            raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
+            raise self._not_found(submission_id)
         return self._read(response, record)
 
     def list(self) -> list[JobRecord]:
-        """Every job of the cluster that was submitted, the newest first."""
-        response = self._transport.request("GET", "/api/jobs/")
+        """All submitted jobs of the cluster, the newest first, but for their drivers' start times."""
+        response = self._http.request("GET", "/api/jobs/")
         jobs = self._read(response, lambda data: [record(job) for job in data if job.get("submission_id")])
-        return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
+        return sorted(jobs, key=lambda job: job.submit_time or 0, reverse=True)
+
+    def with_start_times(self, jobs: Sequence[JobRecord]) -> Sequence[JobRecord]:
+        """The same jobs with the start times of their drivers, as far as the cluster still knows them.
+
+        A job's record has no such time; its supervisor actor starts just before its driver.
+        """
+        one = {"name": SUPERVISOR + jobs[0].submission_id} if len(jobs) == 1 else {"class_name": "JobSupervisor"}
+        wanted = {SUPERVISOR + job.submission_id for job in jobs if job.status != "PENDING"}
+        if not wanted:
+            return [*jobs]
+        (key, value), *_ = one.items()
+        query = {"filter_keys": key, "filter_predicates": "=", "filter_values": value}
+        ids = [actor["actor_id"] for actor in self._state("actors", query) if actor["name"] in wanted]
+        if not ids:
+            return [*jobs]
+        response = self._http.request("GET", f"/logical/actors?ids={','.join(ids)}")
+        actors = self._read(response, lambda data: data["data"]["actors"])
+        times = {actor["name"]: actor.get("startTime") or None for actor in actors.values()}
+        return [replace(job, start_time=times.get(SUPERVISOR + job.submission_id)) for job in jobs]
+
+    def _state(self, kind: str, query: Mapping[str, str]) -> Sequence[dict[str, Any]]:
+        response = self._http.request("GET", f"/api/v0/{kind}?{urlencode({**query, 'limit': '10000'})}")
+        return self._read(response, lambda data: list(data["data"]["result"]["result"]))
 
     def stop(self, submission_id: str) -> None:
         """Ask for the end of a job. Ray ignores this while the job is pending, and answers as if it did not."""
-        response = self._transport.request("POST", _job_path(submission_id) + "/stop", timeout=_SUBMIT_TIMEOUT)
+        response = self._http.request("POST", _job_path(submission_id) + "/stop", timeout=_SUBMIT_TIMEOUT)
         if response.status_code == 404:
-            raise JobNotFound(f"no job {submission_id} at {self.endpoint.address}: `list` shows those there are")
+            raise self._not_found(submission_id)
         if not response.ok:
             raise refused(response)
 
-    def read_log(self, job: JobRecord, offset: int) -> Iterator[bytes]:
-        """Yield a job's log from a byte on, to where it ends now.
+    def delete(self, submission_id: str) -> None:
+        """Remove a finished job from the list."""
+        self._http.request("DELETE", _job_path(submission_id))
 
-        The agent of the driver's node serves it by Range. Where only the dashboard can be reached the file comes whole
-        and what is before the offset is dropped.
+    def _not_found(self, submission_id: str) -> JobNotFound:
+        return JobNotFound(f"there is no job {submission_id} at {self._server.address}", "`list` shows all jobs")
 
-        Args:
-            job: whose `agent` or `node_id` says where the log is.
-            offset: in bytes.
+    def has_package(self, uri: str) -> bool:
+        """Whether the server has an upload already."""
+        return self._http.request("GET", _package_path(uri)).status_code == 200
 
-        Raises:
-            Unreachable: the answer broke off; what was yielded is good.
-        """
-        if url := self._agent_log(job):
-            headers = {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
-        elif job.node_id:
-            url, headers = self._dashboard_log(job, lines=-1), {"Accept-Encoding": "identity"}
-        else:
-            return
-        try:
-            response = self._transport.request("GET", url, headers=headers, stream=True, timeout=_SHORT_TIMEOUT)
-        except Unreachable as error:
-            if was_sent(error) or offset or url.startswith("/"):
-                raise
-            self._closed.add(job.agent)  # a firewall or a tunnel lets only the dashboard through
-            yield from self.read_log(job, offset)
-            return
-        with response:
-            try:
-                missing = response.status_code in (404, 500) and not offset and not job.finished
-                if response.status_code == 416 or missing:
-                    response.content  # noqa: B018 # read to its end, the connection is kept
-                    return  # at the log's end; not written yet (500 is the dashboard's word for it)
-                if not response.ok:
-                    raise Unreachable(f"the log at {self.endpoint.url} answers {response.status_code}")
-                skip = 0 if response.status_code == 206 else offset
-                # read1 hands on what has come: waiting for a full chunk would lose it to a cut, again and again.
-                while chunk := response.raw.read1(_CHUNK):
-                    if kept := chunk[skip:]:
-                        yield kept
-                    skip -= min(skip, len(chunk))
-            except (requests.RequestException, HTTPError, OSError) as error:
-                raise Unreachable(f"{self.endpoint.url} broke off: {reason(error)}") from error
-
-    def resumes(self, job: JobRecord) -> bool:
-        """True where a job's log can be had from any byte on, and says where it ends."""
-        return self._agent_log(job) is not None
-
-    def log_size(self, job: JobRecord) -> int:
-        """How many bytes a job's log has now; 0 where only its whole text can be had."""
-        if not (url := self._agent_log(job)):
-            return 0
-        try:
-            with self._transport.request("GET", url, headers={"Range": "bytes=0-0"}, stream=True) as response:
-                return int(response.headers.get("Content-Range", "/0").rpartition("/")[2])
-        except Unreachable:
-            return 0
-
-    def log_ends_with(self, job: JobRecord, tail: bytes) -> bool:
-        """Whether a job's log ends as what was read of it, where a broken answer can look like a whole one."""
-        response = self._transport.request("GET", self._dashboard_log(job, lines=10))
-        end = response.content
-        common = min(len(end), len(tail))
-        return response.ok and bool(end) and end[len(end) - common :] == tail[len(tail) - common :]
-
-    def _agent_log(self, job: JobRecord) -> str | None:
-        agent = self.endpoint.agent(job.agent) if job.agent and job.agent not in self._closed else None
-        return f"{agent}/logs/job-driver-{job.submission_id}.log" if agent else None
-
-    def _dashboard_log(self, job: JobRecord, *, lines: int) -> str:
-        return f"/api/v0/logs/file?node_id={job.node_id}&filename=job-driver-{job.submission_id}.log&lines={lines}"
-
-    def has_package(self, package: Package) -> bool:
-        """True where the server has this upload already."""
-        return self._transport.request("GET", _package_path(package)).status_code == 200
-
-    def upload(self, package: Package, sent: Callable[[int], object]) -> None:
-        """Send a packed working_dir.
+    def upload(self, uri: str, path: Path, size: int, sent: Callable[[int], object]) -> None:
+        """Send a package. Its name is its content's, so it may be sent again when an answer is lost.
 
         Args:
-            package: what to send. Its name is its content's, so that it may be sent again when an answer is lost.
-            sent: told the bytes of each step.
+            uri: its name.
+            path: of its file.
+            size: of the file in bytes.
+            sent: takes the bytes of each step.
 
         Raises:
             Unreachable: it did not arrive, three times.
         """
 
         def chunks() -> Iterator[bytes]:
-            with open(package.path, "rb") as file:
+            with open(path, "rb") as file:
                 while chunk := file.read(_CHUNK):
                     yield chunk
                     sent(len(chunk))
 
         for last in (False, False, True):
             try:
-                body = _Sized(chunks(), package.size)
-                response = self._transport.request("PUT", _package_path(package), data=body, timeout=_SUBMIT_TIMEOUT)
+                body = _Sized(chunks(), size)
+                response = self._http.request("PUT", _package_path(uri), data=body, timeout=_SUBMIT_TIMEOUT)
                 if not response.ok:
                     raise refused(response)
                 return
@@ -203,7 +160,7 @@ class RayJobs:
                     raise
 
     def submit(self, arguments: Mapping[str, Any]) -> bool:
-        """Submit a job once, however often the answer is lost: the id tells whether an earlier try arrived.
+        """Submit a job once, however often the answer is lost: the id tells whether an earlier attempt arrived.
 
         Args:
             arguments: of `JobSubmissionClient.submit_job`, with a `submission_id`, and a `spec_hash` in the metadata.
@@ -212,51 +169,59 @@ class RayJobs:
             False where the same id with the same spec was there before.
 
         Raises:
-            ClientError: the id is in use by another spec, or the server refused.
+            ClientError: another job has this id, or the server refused.
             UsageError: the runtime_env or another argument is not valid.
-            Unreachable: no try arrived.
-            ContactLost: nothing answers any more, and a try may have arrived.
-            Detached: Ctrl-C, and a try may have arrived.
+            Unreachable: no attempt arrived.
+            ContactLost: nothing answers any more, and an attempt may have arrived.
+            Detached: the user interrupted, and an attempt may have arrived.
         """
-        import_sdk()
-        hint = f"`status {arguments['submission_id']}` tells whether the job arrived"
-        arrived = False  # perhaps: an answer was lost
+        hint = f"`status {arguments['submission_id']}` shows whether the job arrived"
+        may_have_arrived = False
         try:
             for pause in (0.2 * 2**n for n in range(_SUBMIT_TRIES)):
                 try:
-                    return self._submit_once(arguments) or arrived
+                    return self._submit_once(arguments) or may_have_arrived
                 except Unreachable as error:
-                    arrived, lost = arrived or was_sent(error), error
+                    may_have_arrived, lost = may_have_arrived or was_sent(error), error
                     time.sleep(pause)
         except KeyboardInterrupt as error:
-            raise Detached(f"interrupted while the job was sent: {hint}") from error
-        if not arrived:
+            raise Detached("interrupted while the job was sent", hint) from error
+        if not may_have_arrived:
             raise lost
-        raise ContactLost(f"{lost}; {hint}") from lost
+        raise ContactLost(str(lost), hint) from lost
 
     def _submit_once(self, arguments: Mapping[str, Any]) -> bool:
-        """Send a job; False where the same id with the same spec is there."""
-        from client.ray_api.sdk import AlreadyExists, submit_job
+        """Send a job; False where the same id with the same spec is there.
 
-        submission_id = arguments["submission_id"]
+        Ray refuses an id that is taken with an error of its own words, and on a full disk fails after it has started
+        the job. So whatever it answers, what counts is whether the job is there.
+        """
+        from client.ray_api.sdk import submit_job
+
         try:
             submit_job(self._submit_request, arguments)
-        except Failed as error:  # on a full disk Ray starts the job, and then cannot close a log of its own
+            return True
+        except (UsageError, ServerFailed) as error:
             try:
-                self.get(submission_id)
+                found = self.get(arguments["submission_id"])
             except JobNotFound:
                 raise error from None
-        except AlreadyExists as error:
-            if self.get(submission_id).metadata.get("spec_hash") == arguments["metadata"]["spec_hash"]:
-                return False
-            raise ClientError(
-                f"the id {submission_id} is in use by a job with another entrypoint, runtime_env or resources: "
-                "give another --id"
-            ) from error
-        return True
+        if found.metadata.get("spec_hash") == arguments["metadata"]["spec_hash"]:
+            return False
+        raise ClientError(
+            f"another job, with a different entrypoint, runtime_env or resources, has the id {found.submission_id}",
+            "give another --id",
+        )
+
+    def submit_plain(self, entrypoint: str, submission_id: str) -> None:
+        """Submit a command that needs no runtime_env, without the SDK."""
+        body = {"entrypoint": entrypoint, "submission_id": submission_id}
+        response = self._submit_request("POST", "/api/jobs/", json=body)
+        if not response.ok:
+            raise refused(response)
 
     def _submit_request(self, method: str, path: str, **options: Any) -> requests.Response:
-        return self._transport.request(method, path, **{"timeout": _SUBMIT_TIMEOUT, **options})
+        return self._http.request(method, path, **{"timeout": _SUBMIT_TIMEOUT, **options})
 
     def _read(self, response: requests.Response, read: Callable[[Any], _T]) -> _T:
         if not response.ok:
@@ -264,18 +229,7 @@ class RayJobs:
         try:
             return read(response.json())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Unreachable(f"{self.endpoint.url} does not answer as a Ray dashboard does") from error
-
-
-def import_sdk() -> None:
-    """Import Ray's Job SDK: 0.4 s, a sixth of it saved by not looking for garbage among what only grows."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        import_module("client.ray_api.sdk")
-    finally:
-        if enabled:
-            gc.enable()
+            raise Unreachable(f"{self._http.server.url} does not answer as a Ray dashboard does", HINT) from error
 
 
 @dataclass
@@ -296,5 +250,5 @@ def _job_path(submission_id: str) -> str:
     return "/api/jobs/" + quote(submission_id, safe="")
 
 
-def _package_path(package: Package) -> str:
-    return "/api/packages/" + package.uri.replace("://", "/")
+def _package_path(uri: str) -> str:
+    return "/api/packages/" + uri.replace("://", "/")

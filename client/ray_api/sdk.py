@@ -1,4 +1,4 @@
-"""The one place where Ray's Job SDK is used; importing it takes half a second.
+"""The one place where Ray's Job SDK is used; importing this module takes half a second.
 
 The SDK reads RAY_ADDRESS over the address it is given, makes two requests of its own and sends without timeouts
 (ray/dashboard/modules/job/sdk.py, 2.60), so its constructor is left out and its requests go where ours do.
@@ -9,13 +9,10 @@ from typing import Any, NoReturn
 
 import requests
 from ray.job_submission import JobSubmissionClient
+from ray.runtime_env import RuntimeEnv
 
-from client.errors import ClientError, UsageError
-from client.http import NotReady, refused
-
-
-class AlreadyExists(ClientError):
-    """A job of this id is there already."""
+from client.errors import NotReady, UsageError
+from client.ray_api.http import refused
 
 
 class _Client(JobSubmissionClient):
@@ -24,17 +21,27 @@ class _Client(JobSubmissionClient):
         self._default_metadata: dict[str, str] = {}
 
     def _check_connection_and_version(self, *_: object, **__: object) -> None:
-        """Done by the caller, once."""
+        """Left to the caller, who does it once."""
 
     def _do_request(self, method: str, endpoint: str, *, data: Any = None, json_data: Any = None) -> requests.Response:
         return self._send(method, endpoint, data=data, json=json_data)
 
     def _raise_error(self, r: requests.Response) -> NoReturn:
-        if "already exists" in r.text:
-            raise AlreadyExists("a job of this id is there already")
         if "No available agent" in r.text:
-            raise NotReady("the cluster has no node that takes jobs yet: is the head still starting?")
+            raise NotReady("the cluster has no node that takes jobs yet", "try again when its head is ready")
         raise refused(r)
+
+
+def validate(runtime_env: Mapping[str, Any]) -> None:
+    """Check a runtime_env as the SDK does when it submits.
+
+    Raises:
+        UsageError: it is not valid.
+    """
+    try:
+        RuntimeEnv(**runtime_env)
+    except (ValueError, TypeError, OSError) as error:
+        raise _invalid("runtime_env", error) from error
 
 
 def submit_job(send: Callable[..., requests.Response], arguments: Mapping[str, Any]) -> None:
@@ -45,11 +52,14 @@ def submit_job(send: Callable[..., requests.Response], arguments: Mapping[str, A
         arguments: of `JobSubmissionClient.submit_job`.
 
     Raises:
-        AlreadyExists: the id is taken.
-        UsageError: an argument is not valid.
-        ClientError: the cluster refused it.
+        UsageError: an argument is not valid, or the cluster refused it.
+        ServerFailed: the cluster failed.
     """
     try:
         _Client(send).submit_job(**arguments)
     except (ValueError, TypeError, OSError) as error:
-        raise UsageError(f"this job cannot be sent: {str(error).strip().partition(chr(10))[0]}") from error
+        raise _invalid("job", error) from error
+
+
+def _invalid(what: str, error: Exception) -> UsageError:
+    return UsageError(f"Ray does not accept this {what}: {str(error).strip().partition(chr(10))[0]}")

@@ -1,10 +1,10 @@
 """Where a job runs: one word, --address, and one way to choose it when none is given.
 
-A target is a context manager that yields an `Endpoint`; `follow` and `cli` know nothing else of it. A new one is a
-module here and a line in `connect`.
+A new target is a module here that satisfies `client.targets.target.Target`, and a line in `connect`.
 """
 
 import os
+import sys
 import tomllib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from client.errors import UsageError
-from client.targets.target import Endpoint
+from client.targets.target import Runtime, Target
 
 _FORMS = "give embedded, kubernetes://CONTEXT/NAMESPACE/CLUSTER or http(s)://HOST:PORT"
 
@@ -24,12 +24,19 @@ class Address:
     Attributes:
         value: `embedded`, `kubernetes` with or without the parts of its URL, or a URL of HTTP.
         source: why this one, for the line that says so.
-        warning: what was passed over on the way, if that may surprise.
+        from_file: a file named it, and the user may not know that. It gets no token from the user's environment.
+        warning: what was ignored on the way, if that may surprise.
     """
 
     value: str
     source: str
+    from_file: bool = False
     warning: str | None = None
+
+    @property
+    def scheme(self) -> str:
+        """`embedded`, `kubernetes`, `http` or `https`."""
+        return self.value.partition("://")[0]
 
 
 def resolve(flag: str | None) -> Address:
@@ -43,44 +50,45 @@ def resolve(flag: str | None) -> Address:
         flag: the user's own --address.
 
     Raises:
-        UsageError: the address found has no form that is known, or holds a password.
+        UsageError: the address found has no known form, or holds a password.
     """
-    found, warning = _find(flag)
-    scheme, _, rest = found.value.partition("://")
-    if scheme != "kubernetes" and "@" in rest.partition("/")[0]:  # a context's name may hold one
-        raise UsageError(f"the address of {found.source} holds a password: give a token in RAY_AUTH_TOKEN_PATH instead")
-    if scheme not in ("http", "https", "kubernetes") and found.value != "embedded":
-        raise UsageError(f"{found.value} ({found.source}) is not an address: {_FORMS}")
-    return Address(found.value, found.source, warning)
+    found = _find(flag)
+    if found.scheme != "kubernetes" and "@" in found.value.partition("://")[2].partition("/")[0]:
+        what = f"the address of {found.source} holds a password"
+        raise UsageError(what, "put a token into the file that RAY_AUTH_TOKEN_PATH names instead")
+    if found.scheme not in ("http", "https", "kubernetes") and found.value != "embedded":
+        raise UsageError(f"{found.value} ({found.source}) is not an address", _FORMS)
+    return found
 
 
-def _find(flag: str | None) -> tuple[Address, str | None]:
+def _find(flag: str | None) -> Address:
     if flag:
-        return Address(flag, "--address"), None
+        return Address(flag, "--address")
     if own := os.environ.get("RAY_WORKLOAD_ADDRESS"):
-        return Address(own, "RAY_WORKLOAD_ADDRESS"), None
+        return Address(own, "RAY_WORKLOAD_ADDRESS")
     warning = None
     if rays := os.environ.get("RAY_ADDRESS"):
         if rays.startswith(("http://", "https://")):
-            return Address(rays, "RAY_ADDRESS"), None
-        warning = f"RAY_ADDRESS={rays} is no http address and is not used: {_FORMS} as --address to reach that Ray"
-    return _configured() or _discovered() or Address("embedded", "no other address is set"), warning
+            return Address(rays, "RAY_ADDRESS")
+        warning = f"RAY_ADDRESS={rays} is ignored, it is not an http address"
+    found = _configured() or _discovered() or Address("embedded", "no other address is set")
+    return Address(found.value, found.source, found.from_file, warning)
 
 
 def _discovered() -> Address | None:
     """A cluster that is there without being named."""
-    from client.kube import login as kubeconfig
+    from client.kube import login
     from client.targets.embedded import target as embedded
 
-    context = kubeconfig.local_context()
-    if embedded.warm() is not None or not (context or kubeconfig.in_pod()):
+    context = login.local_context()
+    if embedded.warm() is not None or not (context or login.in_pod()):
         return None
     from client.targets import kubernetes
 
-    if kubeconfig.in_pod():
-        return Address("kubernetes", "this pod's own") if kubernetes.has_cluster(None) else None
+    if login.in_pod():
+        return Address("kubernetes", "the cluster of this pod") if kubernetes.has_cluster(None) else None
     found = kubernetes.has_cluster(context)
-    return Address(f"kubernetes://{quote(context or '', safe='')}", "on this machine") if found else None
+    return Address(f"kubernetes://{quote(context or '', safe='')}", "a cluster on this machine") if found else None
 
 
 def _configured() -> Address | None:
@@ -95,12 +103,18 @@ def _configured() -> Address | None:
             except ValueError as error:
                 raise UsageError(f"{path} is not valid TOML: {error}") from error
             except AttributeError as error:
-                raise UsageError(f"{path}: tool.ray-workload must be a table") from error
-            return Address(str(value), str(path)) if value else None
+                raise UsageError(f"tool.ray-workload in {path} must be a table") from error
+            return Address(str(value), str(path), from_file=True) if value else None
     return None
 
 
-def connect(address: Address, *, start_in: Path | None = None) -> AbstractContextManager[Endpoint]:
+def runtime(address: Address) -> Runtime:
+    """What a job's command line depends on at an address, as far as it is known without asking anybody."""
+    embedded = address.value == "embedded"
+    return Runtime(sys.executable, in_place=True, secrets={}) if embedded else Runtime()
+
+
+def connect(address: Address, *, start_in: Path | None = None) -> AbstractContextManager[Target]:
     """The target at an address.
 
     Args:
@@ -110,18 +124,18 @@ def connect(address: Address, *, start_in: Path | None = None) -> AbstractContex
     Raises:
         UsageError: the address is not usable, or names a Ray that is not there and may not be started.
     """
-    if address.value.partition("://")[0] == "kubernetes":
+    if address.scheme == "kubernetes":
         from client.targets import kubernetes
 
         return kubernetes.connect(address.value)
     if address.value != "embedded":
         from client.targets import url
 
-        return url.connect(address.value)
+        return url.connect(address.value, send_token=not address.from_file)
     from client.targets.embedded import target as embedded
 
     if (kept := embedded.warm()) is not None:
         return nullcontext(kept)
     if start_in is None:
-        raise UsageError("no cluster: start one with `up embedded`, or give its --address")
+        raise UsageError("there is no cluster", "start one with `up embedded`, or give its --address")
     return embedded.cold(start_in)

@@ -7,7 +7,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from client.errors import UsageError
-from client.targets.target import Endpoint, is_token, same_host_agent
+from client.http import Http, Server, is_token
+from client.ray_api.http import token_refusal
+from client.targets.target import Runtime, Target, same_host_agent
+from client.wait import Note
 
 
 def find_token() -> str | None:
@@ -18,7 +21,7 @@ def find_token() -> str | None:
         ~/.ray/auth_token (the order of ray/_private/authentication), or None.
 
     Raises:
-        UsageError: the named file cannot be read, or what was found can be no token.
+        UsageError: the named file cannot be read, or what was found is not a token.
     """
     token, source = os.environ.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
     if not token:
@@ -28,19 +31,46 @@ def find_token() -> str | None:
             token, source = path.read_text(errors="replace").strip(), str(path)
         except OSError as error:
             if named:
-                reason = f"which cannot be read: {error.strerror}"
-                raise UsageError(f"RAY_AUTH_TOKEN_PATH names {named}, {reason}") from error
+                what = f"RAY_AUTH_TOKEN_PATH names {named}, which cannot be read ({error.strerror})"
+                raise UsageError(what, "correct or unset it") from error
     if not is_token(token):
-        raise UsageError(f"{source} does not hold a token: that is one line of ASCII")
+        raise UsageError(f"{source} does not hold a token", "put one line of ASCII there")
     return token or None
 
 
+class UrlTarget(Target):
+    """The Ray whose dashboard answers at a URL."""
+
+    def __init__(self, url: str, *, send_token: bool) -> None:
+        """Make no request yet.
+
+        Args:
+            url: the dashboard's base URL.
+            send_token: whether the user's own token is meant for this address.
+        """
+        token = find_token() if send_token else None
+        hint = "put its token into the file that RAY_AUTH_TOKEN_PATH names"
+        if not send_token:
+            hint = f"your token is not sent to an address that a pyproject.toml names; give --address {url}"
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.address, self.runtime = url, Runtime(secrets={})
+        self.http = Http(Server(url, headers), token_refusal(sent=bool(token), hint=hint))
+
+    def agent(self, address: str) -> str | None:
+        """The agent of a node on the dashboard's own host."""
+        return same_host_agent(self.address, address)
+
+    def wait_ready(self, note: Note, seconds: float) -> None:
+        """Return at once: what does not answer says so when it is asked."""
+
+
 @contextmanager
-def connect(address: str) -> Iterator[Endpoint]:
-    """Yield the endpoint at an http or https URL. Nothing is asked of it yet.
+def connect(address: str, *, send_token: bool) -> Iterator[Target]:
+    """Yield the target at an http or https URL. Nothing is asked of it yet.
 
     Args:
         address: the URL; a trailing slash does not count.
+        send_token: whether the user's own token is meant for it.
 
     Raises:
         UsageError: it is not the URL of a host.
@@ -52,7 +82,5 @@ def connect(address: str) -> Iterator[Endpoint]:
     except ValueError:
         valid = False
     if not valid:
-        raise UsageError(f"{address} is not a usable address: give one like http://127.0.0.1:8265")
-    token = find_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    yield Endpoint(address=url, url=url, agent=same_host_agent(url), headers=headers)
+        raise UsageError(f"{address} is not a usable address", "give one like http://127.0.0.1:8265")
+    yield UrlTarget(url, send_token=send_token)

@@ -1,4 +1,4 @@
-"""The target `embedded`: a Ray head of the client's own, on this machine, in a directory of its own (`head_folder`)."""
+"""The target `embedded`: a Ray head of the client's own, on this machine, in a folder of its own (see `folder`)."""
 
 import fcntl
 import json
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http.client import HTTPConnection, HTTPException
@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from client.errors import ClientError, TimedOut, Unreachable
+from client.http import Http, Server
+from client.ray_api.http import token_refusal
 from client.targets.embedded import folder as head_folder
 from client.targets.embedded import keeper
-from client.targets.target import STOP_SECONDS, Endpoint, same_host_agent
+from client.targets.target import STOP_SECONDS, Runtime, Target, same_host_agent
+from client.wait import Note
 
 _HEAD = str(Path(__file__).with_name("head.py"))
 _START_SECONDS = 60.0
@@ -48,11 +51,12 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _room() -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
+    """Turn a full or unwritable disk into an error of ours."""
     try:
         yield
     except OSError as error:
-        raise ClientError(f"no Ray can be started here: {error.strerror}: set TMPDIR to another folder") from error
+        raise ClientError(f"cannot start Ray here ({error.strerror})", "set TMPDIR to another folder") from error
 
 
 def _free_ports(count: int) -> list[int]:
@@ -128,24 +132,44 @@ def _wait_ready(directory: Path, process: "subprocess.Popen[bytes]", log: IO[byt
         if process.poll() is not None or time.monotonic() > deadline:
             log.seek(0)
             last = log.read().decode(errors="replace").strip().rpartition("\n")[2] or "it printed nothing"
-            raise Unreachable(f"the embedded Ray did not start: {last} (is the machine out of memory, disk or ports?)")
+            raise Unreachable(f"the embedded Ray did not start: {last}", "check memory, disk space and free ports")
         time.sleep(0.02)
 
 
-def _endpoint(directory: Path, ready: Callable[[], None] = lambda: None, *, cold: bool = False) -> Endpoint:
-    head = _head(directory)
-    url = f"http://127.0.0.1:{head.dashboard_port}"
-    return Endpoint(
-        address="embedded",
-        url=url,
-        agent=same_host_agent(url),
-        headers={"Authorization": f"Bearer {(directory / 'token').read_text()}"},
-        python=head.python,
-        in_place=True,
-        runs_in=lambda folder: list(_identity(folder)) == list(head.folder),
-        ends_with_us=cold,
-        ready=lambda note, seconds: ready(),
-    )
+class EmbeddedTarget(Target):
+    """A head in a folder of this machine."""
+
+    address = "embedded"
+
+    def __init__(self, directory: Path, started: "tuple[subprocess.Popen[bytes], IO[bytes]] | None" = None) -> None:
+        """Read the head's ports and token.
+
+        Args:
+            directory: the head's folder.
+            started: the keeper that was just started and what it prints, of a head that ends with this process.
+        """
+        self._directory, self._started, self._head = directory, started, _head(directory)
+        self._url = f"http://127.0.0.1:{self._head.dashboard_port}"
+        self.runtime, self.ends_with_us = Runtime(self._head.python, in_place=True, secrets={}), started is not None
+        headers = {"Authorization": f"Bearer {(directory / 'token').read_text()}"}
+        self.http = Http(Server(self._url, headers), token_refusal(sent=True, hint="run `down embedded`"))
+
+    def agent(self, address: str) -> str | None:
+        """The agent's own address."""
+        return same_host_agent(self._url, address)
+
+    def wait_ready(self, note: Note, seconds: float) -> None:
+        """Wait for a head that was just started, a minute at most."""
+        if self._started:
+            _wait_ready(self._directory, *self._started)
+
+    def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
+        """None: there is this node alone."""
+        return ()
+
+    def runs_in(self, folder: Path) -> bool:
+        """Whether the head was started in it."""
+        return list(_identity(folder)) == list(self._head.folder)
 
 
 def _wait_end(process: "subprocess.Popen[bytes]") -> None:
@@ -154,7 +178,7 @@ def _wait_end(process: "subprocess.Popen[bytes]") -> None:
         process.wait(_END_SECONDS)
 
 
-@_room()
+@_disk_errors()
 def _start_anew(folder: Path) -> "tuple[Path, subprocess.Popen[bytes], IO[bytes]]":
     base = head_folder.base()
     head_folder.sweep(base)
@@ -169,15 +193,15 @@ def _start_anew(folder: Path) -> "tuple[Path, subprocess.Popen[bytes], IO[bytes]
 
 
 @contextmanager
-def cold(folder: Path) -> Iterator[Endpoint]:
-    """Start a head and yield its endpoint at once. It ends with the context, and in any case with this process.
+def cold(folder: Path) -> Iterator[Target]:
+    """Start a head and yield it at once. It ends with the context, and in any case with this process.
 
     Args:
         folder: what its processes run in.
     """
     directory, process, log = _start_anew(folder)
     try:
-        yield _endpoint(directory, lambda: _wait_ready(directory, process, log), cold=True)
+        yield EmbeddedTarget(directory, (process, log))
     finally:
         log.close()
         assert process.stdin is not None
@@ -185,17 +209,17 @@ def cold(folder: Path) -> Iterator[Endpoint]:
         _wait_end(process)
 
 
-def warm() -> Endpoint | None:
-    """The endpoint of the head that `up embedded` keeps, or None."""
+def warm() -> Target | None:
+    """The head that `up embedded` keeps, or None."""
     with suppress(OSError):
         directory = head_folder.base() / "warm"
         if (lock := head_folder.lock(directory, fcntl.LOCK_SH)) is None:
-            return _endpoint(directory)
+            return EmbeddedTarget(directory)
         os.close(lock)
     return None
 
 
-@_room()
+@_disk_errors()
 def up() -> bool:
     """Start the warm head, or wait for the one that is there.
 
@@ -227,7 +251,7 @@ def up() -> bool:
             if _takes_jobs(_head(directory)):
                 return False
         time.sleep(0.05)
-    raise TimedOut(f"a head is being started in {directory} and is not ready: try `down embedded`, then `up embedded`")
+    raise TimedOut(f"the head in {directory} is still starting", "run `down embedded`, then `up embedded`")
 
 
 def down() -> bool:
@@ -253,4 +277,4 @@ def down() -> bool:
                 os.kill(keeper_pid, signal.SIGTERM)
                 asked = True
         time.sleep(0.02)
-    raise TimedOut(f"the head in {directory} did not end within {_END_SECONDS:.0f} s: run `down embedded` again")
+    raise TimedOut(f"the head in {directory} did not end in {_END_SECONDS:.0f} s", "run `down embedded` again")

@@ -1,0 +1,37 @@
+"""The command `dashboard`."""
+
+import os
+import sys
+from contextlib import suppress
+
+import click
+
+from client.cli.options import address_option, choose
+
+
+@click.command()
+@address_option
+@click.option("--no-open", is_flag=True, help="Print the link without opening a browser.")
+def dashboard(address: str | None, no_open: bool) -> None:
+    """Show Ray's dashboard in a browser, logged in, until Ctrl-C."""
+    import webbrowser
+
+    from client.cli import output
+    from client.ray_api.dashboard import Dashboard
+    from client.ray_api.jobs import RayJobs
+    from client.targets import connect
+
+    with connect(choose(address)) as target:
+        version = RayJobs(target).version()["ray_version"]
+        with Dashboard(target.http.server) as server:
+            output.note(f"serving the dashboard of {target.address}, Ray {version}, until Ctrl-C; the link works once")
+            output.print_line(server.link())
+            if not no_open and sys.stdout.isatty() and _has_browser():
+                webbrowser.open(server.link())
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+
+
+def _has_browser() -> bool:
+    """Whether there is a screen; else a text browser would start in this terminal."""
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))

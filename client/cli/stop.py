@@ -1,0 +1,37 @@
+"""The command `stop`."""
+
+import click
+
+from client.cli.options import Duration, address_option, choose, output_option
+from client.errors import TimedOut
+
+
+@click.command()
+@address_option
+@click.option(
+    "--grace",
+    type=Duration(),
+    default="40s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to wait for the job's end. Ray kills a job 30 s after it was asked to end.",
+)
+@output_option
+@click.argument("submission_id", metavar="ID")
+def stop(address: str | None, grace: float, as_json: bool, submission_id: str) -> None:
+    """Stop a job, and wait until it has ended."""
+    from client.cli import output
+    from client.job.stop import stop as stop_job
+    from client.ray_api.jobs import RayJobs
+    from client.targets import connect
+
+    with connect(choose(address)) as target:
+        jobs = RayJobs(target)
+        job = stop_job(target, jobs, submission_id, grace)
+        if not job.finished:
+            hint = f"follow it with `logs --follow {submission_id}`, or run `stop` again"
+            raise TimedOut(f"job {submission_id} was asked to end, and is still {job.status}", hint)
+        job = jobs.with_start_times([job])[0]
+    if as_json:
+        output.print_json(output.job_data(job))
+    output.note(f"job {submission_id} {'was stopped' if job.status == 'STOPPED' else f'had ended: {job.status}'}")

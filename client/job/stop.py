@@ -1,0 +1,90 @@
+"""Stopping a job, and one that is still pending."""
+
+import secrets
+import shlex
+import time
+from contextlib import suppress
+
+from client.errors import ClientError
+from client.ray_api.jobs import SUPERVISOR, RayJobs
+from client.ray_api.record import JobRecord
+from client.targets.target import Target
+from client.wait import wait
+
+_AGAIN_SECONDS = 1.0  # between two requests: one that comes just before the job starts is lost
+_PENDING_SECONDS = 2.0  # a job that is pending for longer than this waits for resources
+
+# Ray does nothing with a stop of a pending job, and its HTTP API cannot end an actor, so this runs as a job of its own.
+# JobManager then finds the status final, and leaves it (ray/dashboard/modules/job/job_manager.py, 2.60).
+_END_PENDING = """
+import asyncio, ray, sys
+from ray._private.worker import global_worker
+from ray.dashboard.modules.job.common import JobInfoStorageClient, JobStatus
+job, supervisor = sys.argv[1:]
+ray.init(log_to_driver=False)
+jobs = JobInfoStorageClient(global_worker.gcs_client)
+async def end():
+    if await jobs.get_status(job) == JobStatus.PENDING:
+        await jobs.put_status(job, JobStatus.STOPPED, message="The job was stopped before it started.")
+        ray.kill(ray.get_actor(supervisor, namespace="SUPERVISOR_ACTOR_RAY_NAMESPACE"))
+asyncio.run(end())
+"""
+
+
+class Stopping:
+    """Asks for the end of one job, as often as it takes."""
+
+    def __init__(self, target: Target, jobs: RayJobs, submission_id: str) -> None:
+        """Ask for nothing yet."""
+        self._target, self._jobs, self._submission_id = target, jobs, submission_id
+        self._began, self._asked, self._helper = time.monotonic(), 0.0, ""
+
+    def ask(self, job: JobRecord) -> None:
+        """Ask again, if it is time.
+
+        Args:
+            job: the job's record as it is now.
+        """
+        now = time.monotonic()
+        if job.finished:
+            self._clean_up()
+        elif now - self._asked >= _AGAIN_SECONDS:
+            self._asked = now
+            self._jobs.stop(self._submission_id)
+            if job.status == "PENDING" and now - self._began > _PENDING_SECONDS and not self._helper:
+                self._helper = f"stop-{self._submission_id}-{secrets.token_hex(3)}"
+                words = [self._target.runtime.python, "-c", _END_PENDING, job.submission_id]
+                line = shlex.join([*words, SUPERVISOR + job.submission_id])
+                self._jobs.submit_plain(f"exec {line}", self._helper)
+
+    def _clean_up(self) -> None:
+        """Remove the job that ended a pending one from the list."""
+        if self._helper:
+            with suppress(ClientError):
+                wait(lambda: "" if self._jobs.get(self._helper).finished else "it is running", 10)
+                self._jobs.delete(self._helper)
+            self._helper = ""
+
+
+def stop(target: Target, jobs: RayJobs, submission_id: str, seconds: float) -> JobRecord:
+    """Stop a job and wait for its end.
+
+    Args:
+        target: where it is.
+        jobs: the jobs there.
+        submission_id: of the job.
+        seconds: how long to wait.
+
+    Returns:
+        The job's record, finished or not.
+    """
+    job, stopping = jobs.get(submission_id), Stopping(target, jobs, submission_id)
+
+    def why() -> str:
+        nonlocal job
+        job = jobs.get(submission_id)
+        stopping.ask(job)
+        return "" if job.finished else f"it is {job.status}"
+
+    wait(why, seconds, poll=0.1)
+    return job

@@ -1,0 +1,140 @@
+"""What Ray is told: the arguments of its Job SDK, made once from what the user asked for, the target and the upload."""
+
+import hashlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from getpass import getuser
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import client
+from client.errors import UsageError
+from client.job import secret_env
+from client.job.request import Request
+from client.ray_api.record import TIMEOUT_SIGNAL
+from client.targets.target import STOP_SECONDS, Runtime
+from client.upload.git import run_git
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as it is sent.
+
+    Attributes:
+        arguments: of `JobSubmissionClient.submit_job`.
+    """
+
+    arguments: Mapping[str, Any]
+
+    @property
+    def submission_id(self) -> str:
+        """The job's id, chosen before it is sent."""
+        return str(self.arguments["submission_id"])
+
+
+def submission(
+    request: Request, entrypoint: str, *, working_dir: str | None, py_modules: Sequence[str] = ()
+) -> Submission:
+    """Make what is sent.
+
+    Args:
+        request: what the user asked for.
+        entrypoint: as `command_line` gives it.
+        working_dir: the URI of the working directory there; None where the cluster's own processes run in it.
+        py_modules: the URIs of the runtime_env's py_modules.
+    """
+    runtime_env = {key: value for key, value in request.runtime_env.items() if key != "excludes"}  # done in packing
+    environment: dict[str, str] = request.environment
+    if working_dir:
+        runtime_env["working_dir"] = working_dir
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **_python_path(request), **environment}
+    if py_modules:
+        runtime_env["py_modules"] = list(py_modules)
+    if environment:
+        runtime_env["env_vars"] = environment
+    arguments = {**request.arguments, "entrypoint": entrypoint, "runtime_env": runtime_env}
+    spec = {key: value for key, value in arguments.items() if key not in ("submission_id", "metadata")}
+    recorded = {
+        "user": _user(),
+        "host": socket.gethostname(),
+        "client_version": client.__version__,
+        "spec_hash": hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest(),
+        **_git_state(request.folder, int(time.monotonic())),
+    }
+    if request.timeout is not None:
+        recorded["timeout"] = f"{request.timeout:.15g}"
+    if request.name:
+        recorded["job_name"] = request.name
+    arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded}
+    arguments.setdefault("submission_id", f"job-{secrets.token_hex(5)}")
+    return Submission(arguments)
+
+
+def command_line(request: Request, runtime: Runtime) -> str:
+    """The job's entrypoint, a line for the shell in the working directory.
+
+    Args:
+        request: what the user asked for.
+        runtime: what is known of the target.
+
+    Raises:
+        UsageError: the target does not have what it needs.
+    """
+    words = [*([runtime.python, request.script_path] if request.script_path else []), *request.command]
+    if words and "=" in words[0]:
+        words = ["env", *words]
+    # A shell that stays would end first at a stop, and Ray waits 30 s for what is left of it.
+    line = f"exec {shlex.join(words)}" if words else str(request.arguments["entrypoint"])
+    if request.secret_env:  # Ray would show env_vars to everyone who may list jobs
+        words, line = [], f"{secret_env.exports(request.secret_env, runtime.secrets)} && {line}"
+    if request.timeout is None:
+        return line
+    if runtime.in_place and not shutil.which("timeout"):
+        raise UsageError("a timeout needs the program `timeout`", "install GNU coreutils")
+    return _limited(shlex.join(words) if words else f"sh -c {shlex.quote(line)}", request.timeout)
+
+
+def _limited(command: str, seconds: float) -> str:
+    """A command that ends by TIMEOUT_SIGNAL where it ran too long, and else as it does by itself.
+
+    `timeout` alone says 124 or 137, which the command may say, too. The shell waits for it even at a stop (TERM).
+    """
+    limit = f"timeout -k {STOP_SECONDS} {seconds:.15g} {command}"
+    late = f"[ $(($(date +%s%N) - t)) -lt {int(seconds * 1e9)} ] || kill -{TIMEOUT_SIGNAL.name[3:]} $$"
+    return f"trap : TERM; t=$(date +%s%N); {limit}; c=$?; case $c in 124|137) {late};; esac; exit $c"
+
+
+def _python_path(request: Request) -> dict[str, str]:
+    # Ray lets tasks import what lies beside the script, but for a job with a working_dir it does not.
+    folder = PurePosixPath(request.script_path).parent if request.script_path else PurePosixPath()
+    return {"PYTHONPATH": f"{folder}:${{PYTHONPATH}}"} if folder.parts else {}
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):  # a container's user may have a number only
+        return str(os.getuid())
+
+
+@lru_cache(maxsize=1)
+def _git_state(folder: Path | None, second: int) -> dict[str, str]:
+    """The commit a folder is at and whether tracked files differ from it; nothing outside a repository.
+
+    Args:
+        folder: to look at.
+        second: now. Of many submits in a row, one a second asks git.
+    """
+    if folder is None:
+        return {}
+    said = run_git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    commit, dirty, _ = (said or "").strip().partition("-dirty")
+    return {"git_commit": commit, "git_dirty": str(bool(dirty)).lower()} if commit else {}

@@ -1,0 +1,204 @@
+"""The way of a job: what the user asked for, where, what is uploaded, what Ray is told; sent once, it is a `Job`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from client.job.job import Job
+from client.job.request import Request
+from client.job.resources import check_resources
+from client.job.submission import Submission, command_line, submission
+from client.ray_api.jobs import RayJobs
+from client.targets import Address, connect, resolve, runtime
+from client.targets.target import Runtime
+from client.upload.package import Packed, Upload, plan_upload
+from client.wait import Note, silent
+
+WAIT_CLUSTER_SECONDS = 900.0
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+_SIMPLE = {"working_dir", "py_modules", "excludes", "env_vars"}  # the parts of a runtime_env that the client checks
+
+
+def _no_progress(_: str, __: int) -> AbstractContextManager[Callable[[int], object]]:
+    """Show no progress."""
+    return nullcontext(lambda _: None)
+
+
+def submit(
+    script: str | Path | None = None,
+    *args: str,
+    command: Sequence[str] = (),
+    address: str | None = None,
+    working_dir: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    secret_env: Mapping[str, str | None] | None = None,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    accelerator: str | None = None,
+    allow_plain: bool = False,
+    **arguments: Any,
+) -> Job:
+    """Submit a script or a command, once.
+
+    Args:
+        script: a Python file in the working directory.
+        *args: its arguments.
+        command: what to run instead of a script.
+        address: `embedded`, `kubernetes://CONTEXT/NAMESPACE/CLUSTER` or a URL; None chooses as the command line does.
+        working_dir: the folder the job runs in, by default the current one.
+        env: environment variables, which everyone who may list jobs can read.
+        secret_env: variables of the driver from Secrets that the cluster mounts: name to SECRET/KEY, or to None.
+        name: what the dashboard shows.
+        tags: names and values recorded with the job.
+        timeout: seconds the job may run.
+        accelerator: the kind of GPU that the driver needs, as Ray names it: L4.
+        allow_plain: accept an `env` name that looks like a secret's.
+        **arguments: of Ray's `JobSubmissionClient.submit_job`: submission_id, runtime_env, entrypoint_num_cpus, ...
+
+    Returns:
+        The job. A Ray started for it lives until its `wait` returns, or the interpreter ends.
+
+    Raises:
+        ClientError: one of its kinds.
+    """
+    request = Request(
+        script=str(script) if script else None,
+        command=args or command,
+        working_dir=working_dir,
+        env=env or {},
+        secret_env=secret_env or {},
+        name=name,
+        tags=tags or {},
+        timeout=timeout,
+        accelerator=accelerator,
+        allow_plain=allow_plain,
+        arguments=arguments,
+    )
+    return send(request, resolve(address))
+
+
+def attach(submission_id: str, address: str | None = None) -> Job:
+    """Take up a job that was submitted before.
+
+    Args:
+        submission_id: of the job.
+        address: where it runs, as in `submit`.
+
+    Raises:
+        JobNotFound: there is none.
+    """
+    with ExitStack() as stack:
+        target = stack.enter_context(connect(resolve(address)))
+        RayJobs(target).get(submission_id)
+        return Job(submission_id, target, stack.pop_all(), attached=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a submit would do.
+
+    Attributes:
+        submission: what would be sent to Ray.
+        upload: the files that would be uploaded.
+        packed: their size in bytes when packed.
+    """
+
+    submission: Submission
+    upload: Upload
+    packed: int
+
+
+def plan(request: Request, address: Address) -> Plan:
+    """Say what `send` would do, without a cluster.
+
+    Args:
+        request: the job.
+        address: where it would go.
+
+    Raises:
+        UsageError: it could not be sent.
+    """
+    where = runtime(address)
+    entrypoint, upload = command_line(request, where), _upload(request, where)
+    with upload.packed() as packed:
+        local = f"local://{request.folder}" if where.in_place else None
+        return Plan(_submission(request, entrypoint, packed, local), upload, packed.size)
+
+
+def _upload(request: Request, where: Runtime) -> Upload:
+    """What has to be uploaded: the working directory, where the job does not run in place, and local py_modules."""
+    folder = None if where.in_place else request.folder
+    modules = request.runtime_env.get("py_modules", ())
+    return plan_upload(folder, modules, request.runtime_env.get("excludes", ()))
+
+
+def _submission(request: Request, entrypoint: str, packed: Packed, local: str | None) -> Submission:
+    working_dir = request.working_dir_uri or packed.working_dir or local
+    return submission(request, entrypoint, working_dir=working_dir, py_modules=packed.py_modules)
+
+
+def send(
+    request: Request,
+    address: Address,
+    *,
+    detached: bool = False,
+    wait_cluster: float = WAIT_CLUSTER_SECONDS,
+    note: Note = silent,
+    progress: Progress = _no_progress,
+) -> Job:
+    """Submit a job, once.
+
+    Args:
+        request: the job.
+        address: where to.
+        detached: nobody will wait for it, so a Ray that ends with this client is refused.
+        wait_cluster: seconds that a cluster may take to be ready.
+        note: takes a line that the user should see.
+        progress: makes a context manager, from a title and a number of bytes, that takes the bytes of each step.
+
+    Returns:
+        The job; `attached` where the same id with the same spec was there before.
+
+    Raises:
+        ClientError: one of its kinds; `client.errors` has them all.
+    """
+    Thread(target=import_module, args=("client.ray_api.sdk",), daemon=True).start()  # while others have our requests
+    with ExitStack() as stack:
+        target = stack.enter_context(connect(address, start_in=None if detached else request.folder or Path.cwd()))
+        note(f"address {target.address} ({'a Ray of its own' if target.ends_with_us else address.source})")
+        jobs = RayJobs(target)
+        check_resources(request.resources, target, jobs, note, wait_cluster)
+        entrypoint, upload = command_line(request, target.runtime), _upload(request, target.runtime)
+        for secret in upload.withheld:
+            note(f"not uploaded because it looks like a secret: {secret} (`!{secret}` in .rayignore uploads it)")
+        if not _SIMPLE.issuperset(request.runtime_env):
+            from client.ray_api.sdk import validate
+
+            validate(request.runtime_env)
+        with ExitStack() as files:
+            with progress("packing", upload.size) as done:
+                packed = files.enter_context(upload.packed(done))
+            target.wait_ready(note, wait_cluster)
+            if not target.runtime.in_place:
+                _check_version(jobs, note)
+            for package in packed.packages:
+                if not jobs.has_package(package.uri):
+                    with progress("uploading", package.size) as sent:
+                        jobs.upload(package.uri, package.path, package.size, sent)
+            runs_here = target.runtime.in_place and request.folder and not target.runs_in(request.folder)
+            made = _submission(request, entrypoint, packed, f"local://{request.folder}" if runs_here else None)
+            new = jobs.submit(made.arguments)
+        return Job(made.submission_id, target, stack.pop_all(), attached=not new)
+
+
+def _check_version(jobs: RayJobs, note: Note) -> None:
+    """Warn of a server of another Ray, which mostly works; what has no job API is refused by `version`."""
+    theirs, ours = jobs.version()["ray_version"], version("ray")
+    if theirs != ours:
+        note(f"the cluster runs Ray {theirs}, this client Ray {ours}: if a job fails, use an image with Ray {ours}")
