@@ -126,11 +126,19 @@ def _session(server: Server) -> requests.Session:
         )  # urllib3 would turn it on again, in the context itself
     elif server.url.startswith("https:"):
         session.verify = _ca_bundle() or True
-    if server.proxy:
-        session.proxies.update(dict.fromkeys(("http", "https"), server.proxy))
-    elif server.proxy is None and not (urlsplit(server.url).hostname or "").startswith(_LOOPBACK):
-        session.proxies.update(requests.utils.get_environ_proxies(server.url))
+    if url := proxy_url(server):
+        session.proxies.update(dict.fromkeys(("http", "https"), url))
     return session
+
+
+def proxy_url(server: Server) -> str:
+    """The URL of the proxy on the way to a server, or "" for none."""
+    if server.proxy is not None:
+        return server.proxy
+    if (urlsplit(server.url).hostname or "").startswith(_LOOPBACK):
+        return ""
+    url = requests.utils.select_proxy(server.url, requests.utils.get_environ_proxies(server.url)) or ""
+    return url if "://" in url or not url else f"http://{url}"
 
 
 def _ca_bundle() -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from client.cli.options import Seconds
+from client.cli.options import Duration
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 
 _LEFT_SECONDS = 120.0  # for what Kubernetes itself removes behind a release
@@ -83,7 +83,7 @@ def _login(target: str, context: str | None) -> Any:
 @_context_option
 @click.option(
     "--timeout",
-    type=Seconds(),
+    type=Duration(),
     default="15m",
     show_default=True,
     metavar="TIME",
@@ -115,7 +115,7 @@ def _up(
     from client.chart.helm import RELEASE, Helm, checked
     from client.chart.release import Release
     from client.cli.output import note, print_line
-    from client.kube.cluster import address
+    from client.kube.cluster import address_of as address
 
     end = time.monotonic() + timeout
     where = checked(chart, files)

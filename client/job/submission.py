@@ -135,6 +135,8 @@ def _git_state(folder: Path | None, second: int) -> dict[str, str]:
     """
     if folder is None:
         return {}
-    said = run_git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    commit, dirty, _ = (said or "").strip().partition("-dirty")
-    return {"git_commit": commit, "git_dirty": str(bool(dirty)).lower()} if commit else {}
+    done = run_git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", timeout=5)
+    if done is None or done.returncode:
+        return {}
+    commit, dirty, _ = done.stdout.decode().strip().partition("-dirty")
+    return {"git_commit": commit, "git_dirty": str(bool(dirty)).lower()}

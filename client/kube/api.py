@@ -1,4 +1,4 @@
-"""Requests to a Kubernetes API server, and what its objects say of themselves."""
+"""Requests to a Kubernetes API server, and the state of its pods."""
 
 import time
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from client.kube.login import Login
 
 Object = dict[str, Any]
 
-_ON_THE_WAY = ("Pulling", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # events of a pod's start
-_RECENT_SECONDS = 600.0  # an event that is older says nothing of now
+_START_EVENTS = ("Pulling", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+_RECENT_SECONDS = 600.0  # older events do not describe the present
 
 
 class Api:
-    """The API server as one login sees it."""
+    """The API server, used with one login."""
 
     def __init__(self, login: Login) -> None:
         """Make no request yet."""
@@ -27,12 +27,12 @@ class Api:
         self.http = Http(login.server, refusal)
 
     def get(self, path: str, **options: Any) -> Object | None:
-        """One object or list, or None where there is none, or nothing of its kind."""
+        """One object or list; None if it does not exist, or its kind does not."""
         try:
             response = self.http.request("GET", path, **options)
         except NotFound:
             return None
-        if response.status_code == 404:  # the server knows no path of a kind that nobody has defined
+        if response.status_code == 404:  # without a Status: no resource definition has this path
             return None
         try:
             found: Object = response.json()
@@ -46,7 +46,7 @@ class Api:
         return answer
 
     def delete(self, path: str) -> None:
-        """Delete an object. It is gone once all that it owns is gone; it is no error where it does not exist."""
+        """Delete an object, after all objects that it owns. It need not exist."""
         try:
             self.http.request("DELETE", path, params={"propagationPolicy": "Foreground"})
         except NotFound:
@@ -63,31 +63,34 @@ class Api:
         Args:
             namespace: of the object.
             name: of the object.
-            reasons: which events count; without any, all warnings.
+            reasons: of the events to look for; empty for all warnings.
+
+        Returns:
+            Its message, or "".
         """
         events = self.list(f"/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name%3D{name}")
-        fitting = [e for e in events if (e.get("reason") in reasons if reasons else e.get("type") == "Warning")]
-        recent = [e for e in fitting if time.time() - _seen(e) < _RECENT_SECONDS]
-        return " ".join(max(recent, key=_seen).get("message", "").split()) if recent else ""
+        matching = [e for e in events if (e.get("reason") in reasons if reasons else e.get("type") == "Warning")]
+        recent = [e for e in matching if time.time() - _last_seen(e) < _RECENT_SECONDS]
+        return " ".join(max(recent, key=_last_seen).get("message", "").split()) if recent else ""
 
     def why_not_ready(self, pod: Object) -> str:
-        """Why a pod is not ready: what it says itself, and before its containers run, what its events say."""
+        """Why a pod is not ready: from its status and, before its containers start, from its events."""
         why, metadata = why_not_ready(pod), pod["metadata"]
         if not why.endswith("is starting") or started(pod):
             return why
-        event = self.event(metadata["namespace"], metadata["name"], _ON_THE_WAY)
+        event = self.event(metadata["namespace"], metadata["name"], _START_EVENTS)
         return f"{why}: {event}" if event else why
 
 
-def _seen(event: Object) -> float:
-    """When an event was last seen, as Unix time; now, where it does not say."""
+def _last_seen(event: Object) -> float:
+    """When an event was last seen, as Unix time; the present if it has no time."""
     series = (event.get("series") or {}).get("lastObservedTime")
-    when = series or event.get("lastTimestamp") or event.get("eventTime")
-    return datetime.fromisoformat(when).timestamp() if when else time.time()
+    timestamp = series or event.get("lastTimestamp") or event.get("eventTime")
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else time.time()
 
 
 def refusal(response: requests.Response) -> ClientError | None:
-    """The error for an API server's own answer; None where it is an answer of Ray behind its proxy."""
+    """The error for an answer of the API server itself; None for an answer of Ray through its proxy."""
     if not response.headers.get("Content-Type", "").startswith("application/json"):
         return None
     try:
@@ -102,15 +105,15 @@ def status_error(url: str, code: int, message: str) -> ClientError:
     """The error for a status of the API server.
 
     Args:
-        url: that was asked.
-        code: of HTTP.
-        message: the server's own.
+        url: of the request.
+        code: the HTTP status.
+        message: of the server's Status object.
     """
     if code == 401:
         return NotAuthorised(f"{urlsplit(url).netloc} does not accept this login", "log in again")
     if code == 403:
-        return Forbidden(f"not allowed: {message}", "ask for the Role CLUSTER-submitter of the chart, or one like it")
-    return (NotFound if code == 404 else Unreachable)(f"the API server answers {code}: {message}")
+        return Forbidden(f"not allowed: {message}", "ask for the permissions of the chart's Role CLUSTER-submitter")
+    return (NotFound if code == 404 else Unreachable)(f"the API server answers {code} ({message})", "run `doctor`")
 
 
 def node_type(pod: Object) -> str:
@@ -125,7 +128,7 @@ def group(pod: Object) -> str:
 
 
 def is_ready(pod: Object) -> bool:
-    """Whether the kubelet found all containers of a pod ready."""
+    """Whether all containers of a pod are ready."""
     return any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", ()))
 
 
@@ -135,7 +138,7 @@ def is_deleted(pod: Object) -> bool:
 
 
 def why_not_ready(pod: Object) -> str:
-    """The reason that a pod itself gives."""
+    """Why a pod is not ready, from its status."""
     status, name = pod.get("status", {}), pod["metadata"]["name"]
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
@@ -148,6 +151,6 @@ def why_not_ready(pod: Object) -> str:
 
 
 def started(pod: Object) -> bool:
-    """Whether any container of it was ever started, init containers aside."""
+    """Whether any container of a pod has ever started, not counting init containers."""
     containers = pod.get("status", {}).get("containerStatuses", ())
     return any(c.get("restartCount") or not {"running", "terminated"}.isdisjoint(c["state"]) for c in containers)

@@ -1,7 +1,7 @@
-"""A RayCluster as the API server shows it: found, its token, its pods, its Service, and why it is not ready.
+"""A RayCluster as the API server shows it: its token, its pods, its Service, and why it is not ready.
 
-Names and labels are those of KubeRay 1.7 (ray-operator/controllers/ray/utils/constant.go) and of the chart, whose
-Service CLUSTER-api with the ports `dashboard` and `agent` is preferred to the operator's.
+Names and labels are those of KubeRay 1.7 (ray-operator/controllers/ray/utils/constant.go) and of the chart. The chart's
+Service CLUSTER-api, with the ports `dashboard` and `agent`, is preferred to the operator's.
 """
 
 import base64
@@ -20,7 +20,7 @@ RAY = "/apis/ray.io/v1"
 
 
 def clusters(api: Api, namespace: str | None) -> list[Object]:
-    """The RayClusters of a namespace, or of all that the login may see."""
+    """The RayClusters of a namespace, or of all namespaces; of the login's own if it may not list all."""
     try:
         return api.list(f"{RAY}/namespaces/{namespace}/rayclusters" if namespace else f"{RAY}/rayclusters")
     except NotAuthorised:
@@ -30,10 +30,10 @@ def clusters(api: Api, namespace: str | None) -> list[Object]:
 
 
 def find(api: Api, namespace: str | None, name: str | None) -> Object:
-    """The one RayCluster that an address means.
+    """The one RayCluster that has this name and namespace, as far as they are given.
 
     Raises:
-        UsageError: it means several.
+        UsageError: there are several.
         Unreachable: there is none.
     """
     where = f"namespace {namespace}" if namespace else "any namespace"
@@ -42,18 +42,17 @@ def find(api: Api, namespace: str | None, name: str | None) -> Object:
     if len(found) == 1:
         return found[0]
     if found:
-        known = ", ".join(sorted(address_of(api.login, *path(c).split("/")) for c in found))
-        raise UsageError(f"there are {len(found)} RayClusters in {where}", f"give one as the address: {known}")
+        addresses = ", ".join(sorted(address_of(api.login, *path(c).split("/")) for c in found))
+        raise UsageError(f"there are {len(found)} RayClusters in {where}", f"give one as the address: {addresses}")
     if api.get(RAY) is None:
-        raise Unreachable(
-            f"{api.login.server.url} does not know RayClusters", "install the chart there first (`helm install`)"
-        )
+        what = f"{api.login.server.url} has no RayCluster resource definition"
+        raise Unreachable(what, "install the chart there first (`helm install`)")
     wanted = f"RayCluster {name}" if name else "RayCluster"
     raise Unreachable(f"there is no {wanted} in {where}", "install the chart, or give another address")
 
 
 def address_of(login: Login, namespace: str, name: str) -> str:
-    """What to give as --address to come back to a RayCluster."""
+    """The --address of a RayCluster."""
     return f"kubernetes://{quote(login.context or '', safe='')}/{namespace}/{name}"
 
 
@@ -63,7 +62,7 @@ def path(cluster: Object) -> str:
 
 
 def token_ref(cluster: Object) -> tuple[str, str] | None:
-    """The Secret and key that the head's RAY_AUTH_TOKEN names, or that the cluster's own authOptions mean."""
+    """The Secret and key of the token: from the head's RAY_AUTH_TOKEN, else from the cluster's authOptions."""
     spec, metadata = cluster["spec"], cluster["metadata"]
     environment = spec["headGroupSpec"]["template"]["spec"]["containers"][0].get("env", ())
     refs = [v.get("valueFrom", {}).get("secretKeyRef") for v in environment if v["name"] == "RAY_AUTH_TOKEN"]
@@ -74,7 +73,7 @@ def token_ref(cluster: Object) -> tuple[str, str] | None:
 
 
 def token(api: Api, cluster: Object) -> str | None:
-    """The token that the cluster requires, if it does.
+    """The token that the cluster requires; None if it requires none.
 
     Raises:
         Unreachable: the Secret with it does not exist.
@@ -114,7 +113,7 @@ class Cluster:
 
     @cached_property
     def reaches_agent(self) -> bool:
-        """Whether the chart's Service is there, which has the head's node agent; not where the login may not look."""
+        """Whether the login can read the chart's Service, which has a port for the head's node agent."""
         try:
             found = self.api.get(f"{self.core}/services/{self.name}-api") or {}
         except NotAuthorised:
@@ -129,16 +128,19 @@ class Cluster:
         return self._head_status().get("serviceName") or f"{self.name}-head-svc"
 
     def url(self, port: int) -> str:
-        """A port of the Service, as the submitter Role spells it."""
+        """The URL of a port of the Service, with the name that the submitter Role allows."""
         if self.api.login.context is None:
             return f"http://{self.service}.{self.namespace}.svc:{port}"
         return f"{self.api.login.server.url}{self.core}/services/http:{self.service}:{port}/proxy"
 
     def agent(self, address: str) -> str | None:
-        """The URL of a node agent: the head's by the Service, a worker's by its pod where that is allowed.
+        """The URL of a node agent: for the head through the Service, for a worker through its pod.
 
         Args:
-            address: of the agent, as a job's record has it.
+            address: of the agent, from a job's record.
+
+        Returns:
+            The URL, or None if the login may not use it.
         """
         if address not in self._agents:
             parts = urlsplit(address)
@@ -157,16 +159,16 @@ class Cluster:
                 try:
                     found = self.api.get(f"{path}/api/healthz") is not None
                 except (ClientError, ValueError):
-                    return None  # the dashboard passes the log on then
+                    return None
                 return self.api.login.server.url + path if found else None
         return None
 
     def read(self) -> Object:
-        """The object as it is now; empty where it is gone."""
+        """The object as it is now; empty if it no longer exists."""
         return self.api.get(f"{RAY}/namespaces/{self.namespace}/rayclusters/{self.name}") or {}
 
     def _head_status(self) -> Object:
-        """What the operator says of its head: podIP, serviceName."""
+        """What the operator reports about the head: podIP, serviceName."""
         return self.read().get("status", {}).get("head") or {}
 
     def pods(self) -> list[Object]:
@@ -174,19 +176,19 @@ class Cluster:
         return self.api.list(f"{self.core}/pods?labelSelector=ray.io%2Fcluster%3D{self.name}")
 
     def head(self) -> Object | None:
-        """Its head's pod; of two, the one that is not being deleted."""
+        """The head's pod; of two, the one that is not being deleted."""
         return min((p for p in self.pods() if node_type(p) == "head"), key=is_deleted, default=None)
 
     def wait_ready(self, note: Note, seconds: float) -> None:
         """Wait until the head takes jobs.
 
         Args:
-            note: takes what is waited for, each time that it changes.
-            seconds: how long.
+            note: takes the reason to wait, each time that it changes.
+            seconds: how long to wait.
 
         Raises:
-            NotFound: the cluster is gone.
-            TimedOut: it is not ready, and why.
+            NotFound: the cluster no longer exists.
+            TimedOut: it is still not ready; the message has the reason.
         """
         known, self._just_read = self._just_read, {}
         if head_ready(known):
@@ -196,11 +198,11 @@ class Cluster:
 
     def _why_present(self) -> str:
         if not (cluster := self.read()):
-            raise NotFound(f"{self} is gone", "install the chart again, or give another address")
+            raise NotFound(f"{self} no longer exists", "install the chart again, or give another address")
         return self._why(cluster)
 
     def facts(self) -> dict[str, object]:
-        """The release that it belongs to, and how many pods each group has ready, and should have."""
+        """The release that it belongs to, and the number of ready and of wanted pods in each group."""
         cluster, ready = self.read(), Counter(map(group, filter(is_ready, self.pods())))
         workers = {g["groupName"]: g.get("replicas", 0) for g in cluster["spec"].get("workerGroupSpecs") or ()}
         return {
@@ -210,20 +212,20 @@ class Cluster:
         }
 
     def why_not_ready(self) -> str:
-        """Why the head takes no jobs, or "" where it does."""
+        """Why the head takes no jobs, or "" if it does."""
         cluster = self.read()
-        return self._why(cluster) if cluster else "it is gone"
+        return self._why(cluster) if cluster else "it no longer exists"
 
     def _why(self, cluster: Object) -> str:
         if cluster["spec"].get("suspend"):
-            return "it is suspended, until its `suspend` is set to false"
+            return "it is suspended until its `suspend` is set to false"
         if head_ready(cluster):
             return ""
         if not (head := self.head()):
             event = self.api.event(self.namespace, self.name)
             return event or "it has no head pod yet (is a KubeRay operator running?)"
         if not cluster.get("status", {}).get("conditions") and is_ready(head):
-            return ""  # operators before KubeRay 1.3, or by their feature gate, set none
+            return ""  # operators before KubeRay 1.3, or without its feature gate, set no conditions
         return self.api.why_not_ready(head)
 
 

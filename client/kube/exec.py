@@ -1,4 +1,4 @@
-"""A command in a pod: its streams are ours byte for byte, or its terminal is ours, and its exit code comes back."""
+"""Run a command in a pod, on our own terminal or with our own stdin, stdout and stderr, byte for byte."""
 
 import errno
 import json
@@ -10,53 +10,53 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from client.errors import ClientError, ContactLost, Detached, Unreachable, UsageError
+from client.errors import ClientError, ContactLost, Detached, OutputLost, Unreachable, UsageError
 from client.kube import stream
-from client.kube.api import Object, node_type, why_not_ready
+from client.kube.api import Object, is_deleted, node_type, why_not_ready
 from client.kube.cluster import Cluster
+from client.wait import Note
 
-# Of remotecommand: https://kubernetes.io/docs/reference/ (staging/src/k8s.io/apimachinery/pkg/util/remotecommand)
-_STDIN, _STDOUT, _STDERR, _STATUS, _SIZE = range(5)
-_V5 = "v5.channel.k8s.io"  # Kubernetes 1.30; what is older cannot tell a command that its input has ended
+_STDIN, _STDOUT, _STDERR, _STATUS, _SIZE = range(5)  # channels, as in k8s.io/apimachinery/pkg/util/remotecommand
+_V5 = "v5.channel.k8s.io"  # from Kubernetes 1.30 on; older versions cannot close a command's stdin
 _SHELL = ["sh", "-c", "command -v bash >/dev/null && exec bash; exec sh"]
 _CHUNK = 1 << 15
-_UNSENT = 1 << 18  # bytes of stdin that may wait here
-_PING_SECONDS = 10.0  # what stands between may end a connection that is idle
+_UNSENT_LIMIT = 1 << 18  # bytes of stdin to buffer
+_PING_SECONDS = 10.0  # proxies may end an idle connection
 _SILENT_SECONDS = 60.0
-_KILLED = (137, 143)
+_KILLED = (137, 143)  # exit codes after SIGKILL and SIGTERM, which a pod's end sends
 
 
 @dataclass(frozen=True)
-class Place:
-    """A container to run something in.
+class Container:
+    """A container of a cluster.
 
     Attributes:
         cluster: that it belongs to.
         pod: its pod, as it was when it was found.
-        container: its name.
+        name: of the container.
     """
 
     cluster: Cluster
     pod: Object
-    container: str
+    name: str
 
     @property
-    def name(self) -> str:
-        """Of the pod."""
+    def pod_name(self) -> str:
+        """The name of its pod."""
         return str(self.pod["metadata"]["name"])
 
 
-def find(cluster: Cluster, worker: int | None) -> Place:
+def find(cluster: Cluster, worker: int | None) -> Container:
     """The Ray container of the head or of a worker.
 
     Args:
-        cluster: that it belongs to.
-        worker: the number of a worker by its name, from 0; None for the head.
+        cluster: to search.
+        worker: the index of a worker, from 0, in the order of their names; None for the head.
 
     Raises:
         UsageError: there is no such worker.
@@ -68,91 +68,89 @@ def find(cluster: Cluster, worker: int | None) -> Place:
         workers = [p for p in cluster.pods() if node_type(p) == "worker"]
         workers.sort(key=lambda p: str(p["metadata"]["name"]))
         if worker >= len(workers):
-            known = f"{len(workers)} workers: give --worker 0 to {len(workers) - 1}"
-            known = {0: "no worker", 1: "one worker: give --worker 0"}.get(len(workers), known)
-            raise UsageError(f"{cluster} has {known}")
+            raise UsageError(f"{cluster} has no worker {worker}", f"it has {len(workers)}, numbered from 0")
         pod = workers[worker]
     if not pod:
-        raise Unreachable(f"{cluster} has no head pod: see `doctor`")
-    container = _ray_container(cluster.read(), pod)
+        raise Unreachable(f"{cluster} has no head pod", "run `doctor`")
+    name = _ray_container(cluster.read(), pod)
     states = {c["name"]: c["state"] for c in pod.get("status", {}).get("containerStatuses", ())}
-    if "running" not in states.get(container, {}):
-        raise Unreachable(f"{why_not_ready(pod)}: try again when it runs, or see `doctor`")
-    return Place(cluster, pod, container)
+    if "running" not in states.get(name, {}):
+        raise Unreachable(why_not_ready(pod), "try again when it runs, or run `doctor`")
+    return Container(cluster, pod, name)
 
 
 def _ray_container(cluster: Object, pod: Object) -> str:
-    """The container that Ray runs in: the first of its group. In the pod another may have been put before it."""
+    """The name of the container that Ray runs in: the first in the RayCluster, but not always the first in the pod."""
     spec, labels = cluster["spec"], pod["metadata"]["labels"]
-    groups = {g["groupName"]: g for g in spec.get("workerGroupSpecs") or ()}
+    groups = {g["groupName"]: g for g in spec.get("workerGroupSpecs") or () if node_type(pod) == "worker"}
     group = groups.get(labels.get("ray.io/group"), spec["headGroupSpec"])
-    template = group["template"]["spec"] if node_type(pod) == "worker" else None
-    return str((template or spec["headGroupSpec"]["template"]["spec"])["containers"][0]["name"])
+    return str(group["template"]["spec"]["containers"][0]["name"])
 
 
-def run(place: Place, command: Sequence[str], note: Callable[[str], object]) -> int:
-    """Run a command and wait for its end.
+def run(container: Container, command: Sequence[str], note: Note) -> int:
+    """Run a command, wait for its end, and return its exit code.
 
-    It gets a terminal where stdin, stdout and stderr are one; else the streams are separate and untouched.
+    It gets a terminal if stdin, stdout and stderr are all terminals; else the three streams are separate and unchanged.
 
     Args:
-        place: where.
-        command: what; nothing for a shell.
+        container: to run it in.
+        command: with its arguments; empty for a shell.
         note: takes what the user should know.
-
-    Returns:
-        Its exit code.
 
     Raises:
         NotAuthorised: the login may not do that.
         ClientError: the command could not be started.
         ContactLost: the connection or the pod ended first.
-        Detached: Ctrl-C, where there is no terminal to pass it on to.
+        OutputLost: the command's output cannot be written.
+        Detached: Ctrl-C, without a terminal that would pass it on to the command.
     """
     terminal = all(s is not None and s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr))
-    query = [("container", place.container), *(("command", word) for word in command or _SHELL)]
+    query = [("container", container.name), *(("command", word) for word in command or _SHELL)]
     query += [(name, "true") for name in (("stdin", "stdout", "tty") if terminal else ("stdin", "stdout", "stderr"))]
-    path = f"{place.cluster.core}/pods/{place.name}/exec"
-    with stream.connect(place.cluster.api.login, path, query, [_V5, "v4.channel.k8s.io"]) as connection:
+    path, pod = f"{container.cluster.core}/pods/{container.pod_name}/exec", f"pod {container.pod_name}"
+    with stream.connect(container.cluster.api.login, path, query, [_V5, "v4.channel.k8s.io"]) as connection:
         session = _Session(connection, note)
         try:
             if terminal:
-                with _raw(), _resized() as resized:
-                    status = session.run(resized)
+                with _raw_terminal(), _size_changes() as size_changes:
+                    status = session.run(size_changes)
             else:
                 status = session.run(None)
         except KeyboardInterrupt as error:
-            raise Detached(f"interrupted: the command may still run in pod {place.name}") from error
+            raise Detached("interrupted", f"the command may still run in {pod}") from error
     code = _exit_code(status) if status else None
-    if (code is None or code in _KILLED) and (gone := _gone(place)):
-        raise ContactLost(f"{gone} while the command ran: run it again when the pod is back")
+    if (code is None or code in _KILLED) and (ended := _why_ended(container)):
+        raise ContactLost(f"{pod} {ended} while the command ran", "run it again when the pod is ready")
     if code is None:
-        raise ContactLost(f"the connection to pod {place.name} was lost: the command may still run there")
+        raise ContactLost(f"the connection to {pod} was lost", "the command may still run there")
     return code
 
 
 class _Session:
-    """The bytes between our streams and a connection."""
+    """Copies bytes between our standard streams and a connection."""
 
-    def __init__(self, connection: stream.Stream, note: Callable[[str], object]) -> None:
+    def __init__(self, connection: stream.Stream, note: Note) -> None:
         self._connection, self._note = connection, note
-        self._stdin = sys.stdin is not None
-        self._pinged = time.monotonic()
+        self._stdin_open = sys.stdin is not None
+        self._last_ping = time.monotonic()
 
-    def run(self, resized: int | None) -> bytes:
-        """Pass bytes on until the server ends the connection; `resized` is readable when the terminal's size changed.
+    def run(self, size_changes: int | None) -> bytes:
+        """Copy until the server ends the connection.
+
+        Args:
+            size_changes: a descriptor that is readable after the terminal's size has changed; None without a terminal.
 
         Returns:
-            The status that it gave, if it did.
+            The server's status; empty if the connection was lost.
         """
         connection, status = self._connection, b""
-        if resized is not None:
+        if size_changes is not None:
             self._send_size()
-        if not self._stdin:
-            self._end_stdin()
+        if not self._stdin_open:
+            self._close_stdin()
         while not connection.closed:
-            for descriptor in self._wait(resized):
-                if descriptor == resized:
+            for descriptor in self._poll(size_changes):
+                if descriptor == size_changes:
                     os.read(descriptor, 64)
                     self._send_size()
                 elif descriptor == _STDIN:
@@ -163,28 +161,28 @@ class _Session:
                     _write(channel, data)
                 elif channel == _STATUS:
                     status += data
-            self._keep_alive(resized is not None)
+            self._keep_alive(terminal=size_changes is not None)
         return status
 
-    def _wait(self, resized: int | None) -> list[int]:
+    def _poll(self, size_changes: int | None) -> list[int]:
         poll = select.poll()
         poll.register(self._connection, self._connection.events)
-        if self._stdin and self._connection.unsent < _UNSENT:
+        if self._stdin_open and self._connection.unsent < _UNSENT_LIMIT:
             poll.register(_STDIN, select.POLLIN)
-        if resized is not None:
-            poll.register(resized, select.POLLIN)
-        seconds = 0.0 if self._connection.waiting else max(0.0, self._pinged + _PING_SECONDS - time.monotonic())
+        if size_changes is not None:
+            poll.register(size_changes, select.POLLIN)
+        seconds = 0.0 if self._connection.pending else max(0.0, self._last_ping + _PING_SECONDS - time.monotonic())
         return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
 
-    def _keep_alive(self, terminal: bool) -> None:
-        """Ping, and end a connection that is dead. A command that does not read its input holds up pongs, too."""
-        now = time.monotonic()
-        if now - self._connection.heard > _SILENT_SECONDS and (terminal or not self._connection.unanswered):
-            self._connection.closed = True
-        elif now - self._pinged >= _PING_SECONDS:
-            self._pinged = now
-            self._connection.ping()
-            self._connection.write()
+    def _keep_alive(self, *, terminal: bool) -> None:
+        """Ping, and close a dead connection. While a command does not read its stdin, no pong arrives either."""
+        now, connection = time.monotonic(), self._connection
+        if now - connection.last_received > _SILENT_SECONDS and (terminal or not connection.unacknowledged):
+            connection.closed = True
+        elif now - self._last_ping >= _PING_SECONDS:
+            self._last_ping = now
+            connection.ping()
+            connection.write()
 
     def _read_stdin(self) -> None:
         try:
@@ -192,21 +190,21 @@ class _Session:
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno != errno.EIO:  # the terminal is gone
-                raise ClientError(f"stdin cannot be read: {error.strerror}") from error
+            if error.errno != errno.EIO:  # the terminal was closed
+                raise ClientError(f"stdin cannot be read ({error.strerror})", "check where it comes from") from error
             data = b""
         if data:
             self._connection.send(_STDIN, data)
         else:
-            self._stdin = False
-            self._end_stdin()
+            self._stdin_open = False
+            self._close_stdin()
 
-    def _end_stdin(self) -> None:
+    def _close_stdin(self) -> None:
         if self._connection.protocol == _V5:
             self._connection.send(stream.CLOSE, bytes([_STDIN]))
         else:
             self._note(
-                "this Kubernetes cannot tell the command that its input has ended (1.30 can): Ctrl-C ends it here"
+                "before version 1.30, Kubernetes cannot close the stdin of a command: press Ctrl-C to stop waiting"
             )
 
     def _send_size(self) -> None:
@@ -215,11 +213,11 @@ class _Session:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """Write all, to a descriptor that another process may have set not to block."""
-    rest = memoryview(data)
-    while rest:
+    """Write everything, even if another process has made the descriptor non-blocking."""
+    unwritten = memoryview(data)
+    while unwritten:
         try:
-            rest = rest[os.write(descriptor, rest) :]
+            unwritten = unwritten[os.write(descriptor, unwritten) :]
         except BlockingIOError:
             poll = select.poll()
             poll.register(descriptor, select.POLLOUT)
@@ -227,38 +225,40 @@ def _write(descriptor: int, data: bytes) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise ClientError(f"the command's output cannot be written here: {error.strerror}") from error
+            what = f"the command's output cannot be written ({error.strerror})"
+            raise OutputLost(what, "the command may still run") from error
 
 
 @contextmanager
-def _raw() -> Iterator[None]:
-    """The terminal passes on every key, and is afterwards as it was, whatever happens that can be caught."""
+def _raw_terminal() -> Iterator[None]:
+    """Pass every key to the command, and restore the terminal afterwards, after SIGTERM and SIGHUP, too."""
 
-    def ended(number: int, _: FrameType | None) -> None:
+    def exit_by_signal(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     before = termios.tcgetattr(_STDIN)
-    handlers = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.signal(number, exit_by_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         tty.setraw(_STDIN)
         yield
     finally:
-        with suppress(termios.error):  # the terminal is gone
+        with suppress(termios.error):  # the terminal was closed
             termios.tcsetattr(_STDIN, termios.TCSADRAIN, before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _resized() -> Iterator[int]:
-    """A descriptor that can be read when the terminal's size has changed."""
-    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+def _size_changes() -> Iterator[int]:
+    """A descriptor that is readable after the terminal's size has changed."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
 
-    def told(*_: object) -> None:
+    def notify(*_: object) -> None:
         with suppress(BlockingIOError):
             os.write(write, b"x")
 
-    handler = signal.signal(signal.SIGWINCH, told)
+    handler = signal.signal(signal.SIGWINCH, notify)
     try:
         yield read
     finally:
@@ -268,31 +268,31 @@ def _resized() -> Iterator[int]:
 
 
 def _exit_code(status: bytes) -> int:
-    """The command's own exit code, from the Status that the server ends with."""
+    """The command's own exit code, from the Status that the server sends last."""
     try:
-        said = json.loads(status)
-        if said["status"] == "Success":
+        result = json.loads(status)
+        if result["status"] == "Success":
             return 0
-        causes = (said.get("details") or {}).get("causes") or ()
+        causes = (result.get("details") or {}).get("causes") or ()
         codes = [int(cause["message"]) for cause in causes if cause.get("reason") == "ExitCode"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClientError(f"the command ended, and the API server does not say how: {status[:200]!r}") from error
+        raise ClientError(f"the API server gave no exit code of the command, but {status[:200]!r}") from error
     if codes:
         return codes[0]
-    message = " ".join(str(said.get("message", "no reason given")).split())
-    raise ClientError(f"the command was not run: {message}")
+    message = " ".join(str(result.get("message", "no reason given")).split())
+    raise ClientError(f"the command could not be started: {message}")
 
 
-def _gone(place: Place) -> str:
-    """What became of a container that does not run any more."""
+def _why_ended(container: Container) -> str:
+    """What happened to the pod, if it or the container no longer runs."""
     with suppress(ClientError):
-        pod = place.cluster.api.get(f"{place.cluster.core}/pods/{place.name}")
-        if not pod or "deletionTimestamp" in pod["metadata"]:
-            return f"pod {place.name} was deleted"
+        pod = container.cluster.api.get(f"{container.cluster.core}/pods/{container.pod_name}")
+        if not pod or is_deleted(pod):
+            return "was deleted"
         before, now = (
-            {c["name"]: c.get("containerID") for c in seen["status"].get("containerStatuses", ())}
-            for seen in (place.pod, pod)
+            {c["name"]: c.get("containerID") for c in state["status"].get("containerStatuses", ())}
+            for state in (container.pod, pod)
         )
-        if before.get(place.container) != now.get(place.container) or pod["status"].get("phase") != "Running":
-            return f"pod {place.name} ended or was started again"
+        if before.get(container.name) != now.get(container.name) or pod["status"].get("phase") != "Running":
+            return "ended or was restarted"
     return ""

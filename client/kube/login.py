@@ -1,38 +1,32 @@
-"""The login to a Kubernetes API server: a kubeconfig's, of every kind that kubectl takes, or that of the pod we are in.
+"""The login to an API server: a user of the kubeconfig, of any kind that kubectl takes, or the account of our own pod.
 
-The `kubernetes` package reads it. Importing it takes 0.3 s, so what only looks does without.
+Only a user with an `auth-provider`, the predecessor of login plugins, needs the `kubernetes` package.
 """
 
 import base64
 import math
 import os
-import re
 import ssl
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 import requests
-import yaml
 
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
-from client.http import Server, is_token
-from client.kube import login_plugin
-
-if TYPE_CHECKING:
-    from kubernetes.config.kube_config import KubeConfigLoader
+from client.http import Server, is_token, reason
+from client.kube import kubeconfig, login_plugin
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_LOCAL_CONTEXTS = ("kind-", "k3d-", "minikube", "docker-desktop", "rancher-desktop", "orbstack")
-_FILE_SECONDS = 60.0  # a token's file is written anew by others; kubectl reads it as often
-_ONE_AT_A_TIME = threading.Lock()  # the package keeps one table of temporary files for all threads
-_LOCAL_HOST = re.compile(r"localhost|127\.[\d.]+|::1|0\.0\.0\.0")
+_FILE_SECONDS = 60.0  # other programs renew a token file; kubectl reads it as often
 
 
 @dataclass(frozen=True)
@@ -55,195 +49,226 @@ class _Credentials:
     """What the API server knows us by.
 
     Attributes:
-        header: for Authorization, or nothing.
-        certificate: the client's.
-        expires: when it is to be asked for again, by `time.time`.
+        header: for Authorization; empty for none.
+        certificate: our own, and its key, in PEM; None where the login has none.
+        expires: when to log in again, by `time.time`.
     """
 
     header: str = field(default="", repr=False)
-    certificate: bytes = field(default=b"", repr=False)
+    certificate: tuple[bytes, bytes] | None = field(default=None, repr=False)
     expires: float = field(default=math.inf, compare=False)
 
 
 class _Authorization(requests.auth.AuthBase):
-    """Signs each request. Where a login has run out while a job is followed, it is asked for again."""
+    """Adds the Authorization header to each request, and logs in again when the login has expired or is refused."""
 
-    def __init__(self, credentials: _Credentials, again: Callable[[], _Credentials]) -> None:
-        self._now, self._again, self._lock = credentials, again, threading.Lock()
+    def __init__(self, credentials: _Credentials, log_in: Callable[[], _Credentials]) -> None:
+        self._current, self._log_in, self._lock = credentials, log_in, threading.Lock()
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        used = self._now
+        used = self._current
         if time.time() >= used.expires:
-            used = self._renewed(used)
+            used = self._renew(used)
         if used.header:
             request.headers["Authorization"] = used.header
-        request.hooks["response"].append(partial(self._answered, used))
+        request.hooks["response"].append(partial(self._retry_refused, used))
         return request
 
-    def _answered(self, used: _Credentials, response: requests.Response, **options: Any) -> requests.Response:
-        """Send again, once, what the API server refused; a 401 of Ray behind it is not about this login."""
+    def _retry_refused(self, used: _Credentials, response: requests.Response, **options: Any) -> requests.Response:
+        """Send once more what the API server refused. A 401 of Ray behind its proxy says nothing about this login."""
         request = response.request
         if response.status_code != 401 or response.text.startswith("Unauthorized:"):
             return response
-        if not isinstance(request.body, bytes | str | None) or (now := self._renewed(used)) == used:
+        if not isinstance(request.body, bytes | str | None) or (renewed := self._renew(used)) == used:
             return response
-        response.connection.close()  # one that is open has the certificate of before
+        response.connection.close()  # an open connection keeps the certificate it was made with
         request = request.copy()
-        if now.header:
-            request.headers["Authorization"] = now.header
+        if renewed.header:
+            request.headers["Authorization"] = renewed.header
         answer: requests.Response = response.connection.send(request, **options)
         answer.request = request
         return answer
 
-    def _renewed(self, used: _Credentials) -> _Credentials:
-        """Newer credentials than those used, by whichever thread asked for them."""
+    def _renew(self, used: _Credentials) -> _Credentials:
+        """Newer credentials than those used. Several threads may ask; the first one logs in for all."""
         with self._lock:
-            if self._now is used:
+            if self._current is used:
                 try:
-                    self._now = self._again()
-                except (ClientError, OSError) as error:  # it may be good again in a moment: whoever follows tries on
-                    raise Unreachable(str(error)) from error
-            return self._now
+                    self._current = self._log_in()
+                except ClientError as error:  # the next attempt may succeed: callers retry when Unreachable
+                    raise Unreachable(error.what, error.hint) from error
+            return self._current
 
 
 def in_pod() -> bool:
-    """Whether we run in a pod with an account."""
+    """Whether we run in a pod that has an account's token."""
     return "KUBERNETES_SERVICE_HOST" in os.environ and (_ACCOUNT / "token").is_file()
 
 
 def local_context() -> str | None:
-    """The kubeconfig's current context, where that is a cluster on this machine; read without the package."""
-    clusters: dict[str, Any] = {}
-    contexts: dict[str, Any] = {}
-    current = ""
-    for path in _files():
-        try:
-            data = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            clusters = {c["name"]: c["cluster"] for c in data.get("clusters") or ()} | clusters
-            contexts = {c["name"]: c["context"] for c in data.get("contexts") or ()} | contexts
-            current = current or data.get("current-context") or ""
-        except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
-            continue  # said when it is used
+    """The current context of the kubeconfig, if its cluster is on this machine."""
     try:
-        host = urlsplit(clusters[contexts[current]["cluster"]]["server"]).hostname or ""
-    except (ValueError, AttributeError, KeyError, TypeError):
-        host = ""
-    return current if current.startswith(_LOCAL_CONTEXTS) or _LOCAL_HOST.fullmatch(host) else None
-
-
-def _files() -> list[Path]:
-    named = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    return [Path(part) for part in named.split(os.pathsep) if os.path.isfile(part)]
+        context = kubeconfig.load(None)
+        return context.name if context.is_local else None
+    except (UsageError, ValueError, TypeError, AttributeError):
+        return None  # `login` reports what is wrong with it
 
 
 def source() -> str:
-    """The files of the kubeconfig, for a line that says so."""
-    return os.pathsep.join(map(str, _files()))
+    """The files of the kubeconfig, as KUBECONFIG lists them."""
+    return os.pathsep.join(map(str, kubeconfig.files()))
 
 
 def login(context: str | None) -> Login:
     """Log in.
 
     Args:
-        context: of the kubeconfig; None for the pod's account in a pod, else for the current one.
+        context: of the kubeconfig; None for the pod's account in a pod, else for the current context.
 
     Raises:
-        UsageError: there is no kubeconfig, or no such context in it.
-        NotAuthorised: the login's own program failed.
+        UsageError: there is no kubeconfig, no such context in it, or a file it names cannot be used.
+        NotAuthorised: the login plugin failed, or the token is not one.
     """
     if context is None and in_pod():
-        return _of_pod()
-    name, namespace, server, credentials = _load(context)
-    auth = _Authorization(credentials, lambda: _load(name, server.tls)[-1])
-    return Login(name, namespace, replace(server, auth=auth))
+        return _pod_login()
+    chosen = kubeconfig.load(context)
+    cluster = chosen.cluster
+    with _usable(chosen.name):
+        tls = _tls(_pem(cluster, "certificate-authority"), verify=not cluster.get("insecure-skip-tls-verify"))
+    server = Server(
+        str(cluster["server"]).rstrip("/"),
+        auth=_Authorization(_log_in(chosen, tls), lambda: _log_in(kubeconfig.load(chosen.name), tls)),
+        tls=tls,
+        server_name=cluster.get("tls-server-name"),
+        proxy=cluster.get("proxy-url") or None,
+    )
+    return Login(chosen.name, chosen.namespace, server)
 
 
-def _of_pod() -> Login:
+def _pod_login() -> Login:
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
 
-    def read() -> _Credentials:
-        token = (_ACCOUNT / "token").read_text().strip()
-        return _Credentials(f"Bearer {token}", expires=time.time() + _FILE_SECONDS)
+    def log_in() -> _Credentials:
+        return _Credentials(f"Bearer {_token('the pod', _read(_ACCOUNT / 'token'))}", None, time.time() + _FILE_SECONDS)
 
     url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-    tls = _trusting(str(_ACCOUNT / "ca.crt"))
-    return Login(None, (_ACCOUNT / "namespace").read_text(), Server(url, auth=_Authorization(read(), read), tls=tls))
+    server = Server(url, auth=_Authorization(log_in(), log_in), tls=_tls(_read(_ACCOUNT / "ca.crt")), proxy="")
+    return Login(None, _read(_ACCOUNT / "namespace").decode(), server)
 
 
-def _load(context: str | None, tls: ssl.SSLContext | None = None) -> tuple[str, str, Server, _Credentials]:
-    """Read the kubeconfig, and ask its plugin: name and namespace of the context, its URL, and how to log in there.
+def _log_in(context: kubeconfig.Context, tls: ssl.SSLContext) -> _Credentials:
+    """Get the credentials of a context's user, and load its certificate.
 
     Args:
-        context: None for the current one.
-        tls: of an earlier time, which is given the certificate of now.
+        context: of the kubeconfig, just read.
+        tls: that gets the certificate.
     """
-    if not (files := _files()):
-        raise UsageError("there is no kubeconfig: name one in KUBECONFIG, or log in to the cluster first")
+    user, name = dict(context.user), f"context {context.name}"
+    with _usable(context.name):
+        header, expires = "", math.inf
+        if "exec" in user and not (user.get("token") or user.get("tokenFile")):
+            status = login_plugin.run(user["exec"], context.cluster, name)
+            user |= {"token": status.get("token"), **_certificate_data(status)}
+            if expiration := status.get("expirationTimestamp"):
+                expires = datetime.fromisoformat(expiration).timestamp()
+        if "auth-provider" in user:
+            header = f"Bearer {_token(name, _provider_token(context))}"
+        elif path := user.get("tokenFile"):
+            header, expires = f"Bearer {_token(name, _read(path))}", time.time() + _FILE_SECONDS
+        elif token := user.get("token"):
+            header = f"Bearer {_token(name, token.encode())}"
+        elif "username" in user and "password" in user:
+            pair = f"{user['username']}:{user['password']}".encode()
+            header = f"Basic {base64.b64encode(pair).decode()}"
+        certificate, key = _pem(user, "client-certificate"), _pem(user, "client-key")
+        if not certificate or not key:
+            return _Credentials(header, None, expires)
+        with _as_file(certificate) as certificate_path, _as_file(key) as key_path:
+            tls.load_cert_chain(certificate_path, key_path)
+        return _Credentials(header, (certificate, key), expires)
+
+
+def _certificate_data(status: Mapping[str, Any]) -> dict[str, str]:
+    """The certificate in a plugin's answer, as a kubeconfig has it."""
+    parts = {"client-certificate-data": "clientCertificateData", "client-key-data": "clientKeyData"}
+    return {key: base64.b64encode(status[part].encode()).decode() for key, part in parts.items() if status.get(part)}
+
+
+def _provider_token(context: kubeconfig.Context) -> bytes:
+    """The token of a user with an `auth-provider`, refreshed if it must be."""
     from kubernetes.client import Configuration
-    from kubernetes.config import ConfigException, kube_config
+    from kubernetes.config import load_kube_config_from_dict
 
-    path = os.pathsep.join(map(str, files))
-    configuration = Configuration()
-    with _ONE_AT_A_TIME:
-        theirs, kube_config._temp_files = kube_config._temp_files, {}  # of a notebook's own clients
-        try:
-            config = kube_config.KubeConfigMerger(path).config
-            contexts, wanted = [c.value for c in config["contexts"]], context or config.value.get("current-context")
-            active = next((c for c in contexts if c["name"] == wanted), None)
-            if not active:
-                known = ", ".join(c["name"] for c in contexts) or "none"
-                raise UsageError(f"the kubeconfig has no context {wanted or 'that is current'}: it has {known}")
-            loader = kube_config.KubeConfigLoader(config, active["name"])
-            expires = _ask_plugin(loader, active["name"])
-            loader.load_and_set(configuration)
-            tls = tls or _trusting(configuration.ssl_ca_cert)
-            if not configuration.verify_ssl:
-                tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-            if configuration.cert_file:
-                tls.load_cert_chain(configuration.cert_file, configuration.key_file)
-            certificate = Path(configuration.cert_file).read_bytes() if configuration.cert_file else b""
-        except ConfigException as error:
-            raise UsageError(
-                f"the kubeconfig cannot be used ({error}): mend it, or name another in KUBECONFIG"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise UsageError(f"the kubeconfig's files cannot be used ({error}): log in again") from error
-        except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
-            raise UsageError(f"{path} is no kubeconfig: name another in KUBECONFIG") from error
-        finally:
-            kube_config._cleanup_temp_files()  # the key was written there to be read once
-            kube_config._temp_files = theirs
-    header = (configuration.api_key.get("BearerToken") or "").strip()  # a token's file ends with a newline
-    if not is_token(header):
-        raise NotAuthorised(f"the login of context {active['name']} is not one: it has bytes of no token: log in again")
-    credentials = _Credentials(header, certificate, expires)
-    # The configuration's own proxy may be the environment's, which knows of exceptions.
-    server_name, proxy = configuration.tls_server_name, getattr(loader, "proxy", None)
-    server = Server(configuration.host, tls=tls, server_name=server_name, proxy=proxy)
-    return active["name"], active["context"].get("namespace") or "default", server, credentials
+    provider, configuration = context.user["auth-provider"], Configuration()
+    config = {  # no certificate: the package would write it to a file
+        "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+        "clusters": [{"name": "it", "cluster": {"server": context.cluster["server"]}}],
+        "users": [{"name": "it", "user": {"auth-provider": provider}}],
+    }
+    try:
+        load_kube_config_from_dict(config, client_configuration=configuration)
+        header = configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        assert header
+        return header.removeprefix("Bearer ").encode()
+    except Exception as error:  # of Google's, OAuth's or urllib3's classes
+        what = f"the auth-provider of context {context.name} gives no token ({reason(error)})"
+        raise NotAuthorised(what, "log in again") from error
 
 
-def _ask_plugin(loader: "KubeConfigLoader", name: str) -> float:
-    """Put what a plugin says in its place; until when the login is good."""
-    node: Any = loader._user
-    user = node.value if node else {}
-    if "exec" not in user or user.get("token") or user.get("tokenFile"):
-        return time.time() + _FILE_SECONDS if user.get("tokenFile") else math.inf
-    folder = Path(node.path).absolute().parent
-    cluster: Any = loader._cluster
-    status = login_plugin.run(user["exec"], cluster.value, folder, f"context {name}")
-    user.pop("exec")
-    if status.get("token"):
-        user["token"] = status["token"]
-    for key, part in (("client-certificate-data", "clientCertificateData"), ("client-key-data", "clientKeyData")):
-        if status.get(part):
-            user[key] = base64.b64encode(status[part].encode()).decode()
-    expires = status.get("expirationTimestamp")
-    return datetime.fromisoformat(expires).timestamp() if expires else math.inf
+def _token(owner: str, content: bytes) -> str:
+    """A token without the line end that a file has."""
+    token = content.decode(errors="replace").strip()
+    if not is_token(token):
+        raise NotAuthorised(f"the token of {owner} has characters that no token can have", "log in again")
+    return token
 
 
-def _trusting(ca: str | None) -> ssl.SSLContext:
-    """Trust what kubectl does: Python 3.13 by itself wants key identifiers that CAs of old clusters do not have."""
-    tls = ssl.create_default_context(cafile=ca)
-    tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})", "log in again") from error
+
+
+def _pem(entry: Mapping[str, Any], key: str) -> bytes:
+    """What an entry of the kubeconfig holds as data, or names as a file; data counts first."""
+    if data := entry.get(f"{key}-data"):
+        return base64.b64decode(data)
+    return _read(entry[key]) if entry.get(key) else b""
+
+
+@contextmanager
+def _usable(context: str) -> Iterator[None]:
+    """Say in one line what is wrong with an entry of the kubeconfig."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        what = f"the certificates of context {context} cannot be used ({reason(error)})"
+        raise UsageError(what, "log in again") from error
+    except (TypeError, AttributeError, KeyError) as error:
+        what = f"the cluster or the user of context {context} is not valid in the kubeconfig"
+        raise UsageError(what, "correct it, or log in again") from error
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """A path for `ssl`, which takes nothing else. No other user can read the key: the file has no name."""
+    linux = sys.platform == "linux"
+    with os.fdopen(os.memfd_create("pem"), "w+b") if linux else tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        yield f"/dev/fd/{file.fileno()}"
+
+
+def _tls(ca: bytes, *, verify: bool = True) -> ssl.SSLContext:
+    """Trust what kubectl trusts: the cluster's CA, or the system's where the kubeconfig has none."""
+    if ca:
+        with _as_file(ca) as path:
+            tls = ssl.create_default_context(cafile=path)
+    else:
+        tls = ssl.create_default_context()
+    tls.verify_flags &= ~ssl.VERIFY_X509_STRICT  # from Python 3.13 on; CAs of old clusters have no key identifiers
+    if not verify:
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     return tls
