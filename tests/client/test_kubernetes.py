@@ -1,24 +1,25 @@
-"""The target `kubernetes`, as far as it goes without a cluster: addresses, kubeconfigs and logins. The rest is live, in
-tests/e2e."""
+"""The target `kubernetes`, as far as it goes without a cluster: addresses, and what commands say of a bad login.
+
+Logins themselves are in test_login.py, everything else is live, in tests/e2e.
+"""
 
 import base64
 import json
 import os
 import socket
-import ssl
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from client.errors import NotAuthorised, Unreachable, UsageError
-from client.kube import login as kubeconfig
-from client.kube.cluster import Api
+from client.errors import UsageError
+from client.http import Http, Server
+from client.kube import login
+from client.kube.api import Api
 from client.targets import kubernetes, resolve
 from tests.client.server import serving
+from tests.client.test_login import config as config  # other tests take it from here
 from tests.conftest import Cli
 
 
@@ -118,8 +119,44 @@ def test_a_local_context_that_is_down_is_passed_over(
     assert resolve(None).value == "embedded"
 
 
+def test_an_ssh_tunnel_is_not_taken_for_a_cluster_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda *_: (200, {"Content-Type": "application/json"}, b'{"items": [{}]}')) as url:
+        for context, address in (("production", "embedded"), ("kind-x", "kubernetes://kind-x")):
+            monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, url, {"token": "t"}, context)))
+            assert resolve(None).value == address
+
+
+def test_in_a_pod_the_ray_service_is_reached_without_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, proxied = {"template": {"spec": {"containers": [{"name": "ray-head"}]}}}, list[str]()
+    found = {"metadata": {"namespace": "team", "name": "ray"}, "spec": {"headGroupSpec": head}}
+
+    def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        return 200, {}, json.dumps({"host": handler.headers["Host"]}).encode()  # of the API server and of Ray
+
+    def answer_as_proxy(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        proxied.append(handler.path)
+        return 200, {}, b"{}"
+
+    with serving(answer) as url, serving(answer_as_proxy) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        there = ("127.0.0.1", int(url.rpartition(":")[2]))
+        resolved, local = socket.getaddrinfo, (socket.AF_INET, socket.SOCK_STREAM, 6, "", there)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a: [local] if ".svc" in host else resolved(host, *a))
+        api = Api(login.Login(None, "team", Server(url)))
+        target = kubernetes.KubernetesTarget(api, found)
+        assert target.http.request("GET", "/").json() == {"host": "ray-head-svc.team.svc:8265"}
+        assert proxied == []
+        assert Http(Server(target.http.server.url)).request("GET", "/").json() == {}
+        assert proxied == ["http://ray-head-svc.team.svc:8265/"]  # the proxy works
+
+
 def test_an_api_server_that_has_never_heard_of_ray(run: Cli, tmp_path: Path) -> None:
-    """Of a group that nobody has defined it knows no path, and says so as any web server would."""
+    """It has no path for a group that is not defined, and answers as any web server would."""
 
     def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
         if handler.path.startswith("/apis/ray.io"):
@@ -133,7 +170,9 @@ def test_an_api_server_that_has_never_heard_of_ray(run: Cli, tmp_path: Path) -> 
             done = run(args[0], "--address", "kubernetes", *args[1:], env=env)
             said = done.stderr.decode().splitlines()
             assert (done.returncode, len(said)) == (69, 2 if "address kubernetes" in said[0] else 1), said
-            assert said[-1].endswith("knows no RayCluster: install the chart there first (`helm install`)")
+            assert said[-1].endswith(
+                "no RayCluster resource definition: install the chart there first (`helm install`)"
+            )
         done = run("doctor", "--address", "kubernetes", env=env)
         assert (done.returncode, done.stderr) == (1, b"")
         assert b"knows no RayCluster" in done.stdout.splitlines()[-1]
