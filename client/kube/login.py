@@ -50,12 +50,12 @@ class _Credentials:
 
     Attributes:
         header: for Authorization; empty for none.
-        certificate: our own, and its key, in PEM; None where the login has none.
+        certificate: our own, and its key, in PEM; both empty for none.
         expires: when to log in again, by `time.time`.
     """
 
     header: str = field(default="", repr=False)
-    certificate: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    certificate: tuple[bytes, bytes] = field(default=(b"", b""), repr=False)
     expires: float = field(default=math.inf, compare=False)
 
 
@@ -149,7 +149,8 @@ def _pod_login() -> Login:
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
 
     def log_in() -> _Credentials:
-        return _Credentials(f"Bearer {_token('the pod', _read(_ACCOUNT / 'token'))}", None, time.time() + _FILE_SECONDS)
+        header = f"Bearer {_token('the pod', _read(_ACCOUNT / 'token'))}"
+        return _Credentials(header, expires=time.time() + _FILE_SECONDS)
 
     url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     server = Server(url, auth=_Authorization(log_in(), log_in), tls=_tls(_read(_ACCOUNT / "ca.crt")), proxy="")
@@ -181,10 +182,9 @@ def _log_in(context: kubeconfig.Context, tls: ssl.SSLContext) -> _Credentials:
             pair = f"{user['username']}:{user['password']}".encode()
             header = f"Basic {base64.b64encode(pair).decode()}"
         certificate, key = _pem(user, "client-certificate"), _pem(user, "client-key")
-        if not certificate or not key:
-            return _Credentials(header, None, expires)
-        with _as_file(certificate) as certificate_path, _as_file(key) as key_path:
-            tls.load_cert_chain(certificate_path, key_path)
+        if certificate:
+            with _as_file(certificate) as certificate_path, _as_file(key) as key_path:
+                tls.load_cert_chain(certificate_path, key_path)
         return _Credentials(header, (certificate, key), expires)
 
 
@@ -234,7 +234,7 @@ def _read(path: str | Path) -> bytes:
 def _pem(entry: Mapping[str, Any], key: str) -> bytes:
     """What an entry of the kubeconfig holds as data, or names as a file; data counts first."""
     if data := entry.get(f"{key}-data"):
-        return base64.b64decode(data)
+        return base64.b64decode("".join(data.split()), validate=True)
     return _read(entry[key]) if entry.get(key) else b""
 
 

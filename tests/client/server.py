@@ -37,13 +37,16 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(answer: Answer, tls: tuple[Path, Path] | None = None) -> Iterator[str]:
-    """Serve; `tls` is the files of a certificate and its key."""
+def serving(answer: Answer, tls: tuple[Path, Path] | None = None, client_ca: Path | None = None) -> Iterator[str]:
+    """Serve; `tls` names a certificate and its key, `client_ca` the CA of the certificates that clients must have."""
     with Server(("127.0.0.1", 0), Handler) as server:
         server.answer = answer
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*tls)
+            if client_ca:
+                context.load_verify_locations(client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -1,37 +1,26 @@
-"""The target `kubernetes`, as far as it goes without a cluster: addresses, kubeconfigs and logins. The rest is live, in
-tests/e2e."""
+"""The target `kubernetes`, as far as it goes without a cluster: addresses, and what commands say of a bad login.
+
+Logins themselves are in test_login.py, everything else is live, in tests/e2e.
+"""
 
 import base64
 import json
 import os
 import socket
-import ssl
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from client.errors import NotAuthorised, Unreachable, UsageError
-from client.kube import login as kubeconfig
-from client.kube.cluster import Api
+from client.errors import UsageError
+from client.http import Http, Server
+from client.kube import login
+from client.kube.api import Api
 from client.targets import kubernetes, resolve
 from tests.client.server import serving
+from tests.client.test_login import config as config  # other tests take it from here
 from tests.conftest import Cli
-
-
-def config(folder: Path, server: str, user: dict[str, Any], context: str = "far", name: str = "config") -> Path:
-    path = folder / name
-    data = {
-        "current-context": context,
-        "clusters": [{"name": "c", "cluster": {"server": server}}],
-        "contexts": [{"name": context, "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
-        "users": [{"name": "u", "user": user}],
-    }
-    path.write_text(yaml.safe_dump(data))
-    return path
 
 
 @pytest.fixture
@@ -62,25 +51,6 @@ def test_too_many_parts() -> None:
         kubernetes.parts("kubernetes://a/b/c/d")
 
 
-@pytest.mark.parametrize(
-    ("context", "server", "local"),
-    [
-        ("kind-x", "https://10.1.2.3:6443", True),
-        ("k3d-x", "https://10.1.2.3:6443", True),
-        ("minikube", "https://192.168.49.2:8443", True),
-        ("x", "https://127.0.0.1:6443", True),
-        ("x", "https://localhost:6443", True),
-        ("x", "https://[::1]:6443", True),
-        ("gke_p_l_c", "https://34.1.2.3", False),
-        ("mankind-x", "https://localhosts.example:6443", False),
-        ("x", "https://[::1:6443", False),
-    ],
-)
-def test_local_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: str, server: str, local: bool) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, server, {}, context)))
-    assert kubeconfig.local_context() == (context if local else None)
-
-
 def test_without_a_kubeconfig(run: Cli) -> None:
     done = run("list", "--address", "kubernetes")
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
@@ -91,72 +61,6 @@ def test_an_unknown_context_names_the_known(run: Cli, tmp_path: Path, closed: st
     done = run("list", "--address", "kubernetes://near", env={"KUBECONFIG": str(config(tmp_path, closed, {}))})
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert b"near" in done.stderr and b"far" in done.stderr
-
-
-@pytest.mark.parametrize("current", [None, "", "gone"])
-def test_a_named_context_needs_no_current_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str, current: str | None
-) -> None:
-    path = config(tmp_path, closed, {"token": "t"})
-    data = yaml.safe_load(path.read_text())
-    data.pop("current-context")
-    path.write_text(yaml.safe_dump(data if current is None else {**data, "current-context": current}))
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    assert (kubeconfig.login("far").context, kubeconfig.local_context()) == ("far", None)
-    with pytest.raises(UsageError, match=f"has no context {current or 'that is current'}: it has far"):
-        kubeconfig.login(None)
-
-
-def certificates(folder: Path) -> dict[str, Any]:
-    """A CA without key identifiers, as old clusters have, a server's certificate by it, and the cluster of both."""
-    request = "[req]\ndistinguished_name=name\ndefault_bits=2048\n[name]\n"
-    (folder / "ca.conf").write_text(f"{request}[ca]\nbasicConstraints=critical,CA:true\n")
-    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=none\n")
-    for command in (
-        "openssl req -x509 -nodes -subj /CN=ca -config ca.conf -extensions ca -keyout ca.key -out ca.pem",
-        "openssl req -new -nodes -subj /CN=server -config ca.conf -keyout key.pem -out request",
-        "openssl x509 -req -in request -CA ca.pem -CAkey ca.key -CAcreateserial -extfile san -out server.pem",
-    ):
-        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    return {"certificate-authority-data": base64.b64encode((folder / "ca.pem").read_bytes()).decode()}
-
-
-def test_an_old_clusters_ca_is_trusted_as_kubectl_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, create = certificates(tmp_path), ssl.create_default_context
-
-    def as_of_python_3_13(*args: Any, **options: Any) -> ssl.SSLContext:
-        made = create(*args, **options)
-        made.verify_flags |= ssl.VERIFY_X509_STRICT
-        return made
-
-    monkeypatch.setattr(ssl, "create_default_context", as_of_python_3_13)
-    with serving(lambda *_: (200, {}, b"{}"), tls=(tmp_path / "server.pem", tmp_path / "key.pem")) as url:
-        path = config(tmp_path, url, {"token": "t"})
-        data = yaml.safe_load(path.read_text())
-        data["clusters"][0]["cluster"] |= cluster
-        path.write_text(yaml.safe_dump(data))
-        monkeypatch.setenv("KUBECONFIG", str(path))
-        login = kubeconfig.login("far")
-        assert Api(login).get("/version") == {}
-        login.connection.tls.verify_flags |= ssl.VERIFY_X509_STRICT
-        with pytest.raises(Unreachable, match="mend its cluster's certificate-authority in the kubeconfig"):
-            Api(login).get("/version")
-
-
-def test_a_notebooks_own_client_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
-    from kubernetes import client
-    from kubernetes import config as own
-
-    path = config(tmp_path, closed, {"token": "t"})
-    data = yaml.safe_load(path.read_text())
-    data["clusters"][0]["cluster"] |= certificates(tmp_path)
-    path.write_text(yaml.safe_dump(data))
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    own.load_kube_config(str(path), client_configuration=(theirs := client.Configuration()))
-    before = set(os.listdir(tempfile.gettempdir()))
-    kubeconfig.login("far")
-    assert Path(str(theirs.ssl_ca_cert)).read_bytes() == (tmp_path / "ca.pem").read_bytes()
-    assert set(os.listdir(tempfile.gettempdir())) <= before
 
 
 def test_nonsense_for_a_kubeconfig(run: Cli, tmp_path: Path) -> None:
@@ -180,48 +84,6 @@ def test_a_login_plugin_that_fails(run: Cli, tmp_path: Path, closed: str) -> Non
     done = run("list", "--address", "kubernetes", env={"KUBECONFIG": str(config(tmp_path, closed, {"exec": plugin}))})
     assert (done.returncode, done.stderr.count(b"\n")) == (77, 1), done.stderr
     assert b"no-such-plugin" in done.stderr and b"log in again" in done.stderr
-
-
-def plugin(folder: Path, script: str) -> dict[str, Any]:
-    """A kubeconfig's user whose plugin is this shell script, which also counts its calls."""
-    path = folder / "login"
-    path.write_text(f"#!/bin/sh\ncd {folder}\necho >> calls\n{script}\n")
-    path.chmod(0o700)
-    return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(path)}}
-
-
-def gives(token: str) -> str:
-    status = {"token": token}
-    credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
-    return f"printf '{json.dumps(credential)}' $(wc -l < calls)"
-
-
-def test_a_login_that_is_refused_is_asked_for_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = {"t0k3n-2"}
-
-    def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
-        if handler.path == "/ray":
-            return 401, {"Content-Type": "text/plain"}, b"Unauthorized: no token"
-        good = handler.headers["Authorization"].removeprefix("Bearer ") in taken
-        return 200 if good else 401, {"Content-Type": "application/json"}, b'{"kind": "Status", "message": "x"}'
-
-    def calls() -> int:
-        return (tmp_path / "calls").read_text().count("\n")
-
-    with serving(answer) as url:
-        monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, url, plugin(tmp_path, gives("t0k3n-%s")))))
-        api = Api(kubeconfig.login("far"))
-        assert (calls(), api.get("/version") is not None, calls()) == (1, True, 2)
-        with pytest.raises(NotAuthorised):
-            api.get("/ray")  # Ray does not take its own token: that says nothing of the login
-        assert calls() == 2
-        taken.clear()
-        with pytest.raises(NotAuthorised, match="log in again"):
-            api.get("/version")
-        assert calls() == 3
-        (tmp_path / "login").unlink()
-        with pytest.raises(Unreachable, match="login, which knows the login of context far"):
-            api.get("/version")  # whoever follows a job tries on
 
 
 @pytest.mark.parametrize("token", ["t0p\nsecret", "t0psecret\x00", "t0psecret-ä"])
@@ -257,8 +119,44 @@ def test_a_local_context_that_is_down_is_passed_over(
     assert resolve(None).value == "embedded"
 
 
+def test_an_ssh_tunnel_is_not_taken_for_a_cluster_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda *_: (200, {"Content-Type": "application/json"}, b'{"items": [{}]}')) as url:
+        for context, address in (("production", "embedded"), ("kind-x", "kubernetes://kind-x")):
+            monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, url, {"token": "t"}, context)))
+            assert resolve(None).value == address
+
+
+def test_in_a_pod_the_ray_service_is_reached_without_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, proxied = {"template": {"spec": {"containers": [{"name": "ray-head"}]}}}, list[str]()
+    found = {"metadata": {"namespace": "team", "name": "ray"}, "spec": {"headGroupSpec": head}}
+
+    def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        return 200, {}, json.dumps({"host": handler.headers["Host"]}).encode()  # of the API server and of Ray
+
+    def answer_as_proxy(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        proxied.append(handler.path)
+        return 200, {}, b"{}"
+
+    with serving(answer) as url, serving(answer_as_proxy) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        there = ("127.0.0.1", int(url.rpartition(":")[2]))
+        resolved, local = socket.getaddrinfo, (socket.AF_INET, socket.SOCK_STREAM, 6, "", there)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a: [local] if ".svc" in host else resolved(host, *a))
+        api = Api(login.Login(None, "team", Server(url)))
+        target = kubernetes.KubernetesTarget(api, found)
+        assert target.http.request("GET", "/").json() == {"host": "ray-head-svc.team.svc:8265"}
+        assert proxied == []
+        assert Http(Server(target.http.server.url)).request("GET", "/").json() == {}
+        assert proxied == ["http://ray-head-svc.team.svc:8265/"]  # the proxy works
+
+
 def test_an_api_server_that_has_never_heard_of_ray(run: Cli, tmp_path: Path) -> None:
-    """Of a group that nobody has defined it knows no path, and says so as any web server would."""
+    """It has no path for a group that is not defined, and answers as any web server would."""
 
     def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
         if handler.path.startswith("/apis/ray.io"):
@@ -272,7 +170,9 @@ def test_an_api_server_that_has_never_heard_of_ray(run: Cli, tmp_path: Path) -> 
             done = run(args[0], "--address", "kubernetes", *args[1:], env=env)
             said = done.stderr.decode().splitlines()
             assert (done.returncode, len(said)) == (69, 2 if "address kubernetes" in said[0] else 1), said
-            assert said[-1].endswith("knows no RayCluster: install the chart there first (`helm install`)")
+            assert said[-1].endswith(
+                "no RayCluster resource definition: install the chart there first (`helm install`)"
+            )
         done = run("doctor", "--address", "kubernetes", env=env)
         assert (done.returncode, done.stderr) == (1, b"")
         assert b"knows no RayCluster" in done.stdout.splitlines()[-1]
