@@ -1,6 +1,6 @@
-"""The release `ray` of the chart, through pyhelm3, which runs this machine's helm. Nothing is printed here.
+"""The release `ray` of the chart, installed and removed by pyhelm3, which runs this machine's helm.
 
-Values go to helm as they came: -f and --set are arguments of its own, and so mean what they mean to helm.
+Values go to helm as they were given: --values and --set are its own arguments, and mean here what they mean to helm.
 """
 
 import asyncio
@@ -10,79 +10,87 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from pyhelm3 import Client, Command  # type: ignore[import-untyped]
+from pyhelm3.errors import Error, ReleaseNotFoundError  # type: ignore[import-untyped]
 
-from client.errors import ClientError, NotAuthorised, TimedOut, Unreachable, UsageError
+from client.errors import ClientError, HelmFailed, NotAuthorised, TimedOut, Unreachable, UsageError
+from client.kube.api import Object
 
 RELEASE = "ray"
 _CLONE = Path(__file__).resolve().parents[2]
 _CHART = _CLONE / "charts" / "ray-workload"
-_BEAT_SECONDS = 0.5
-_UNINSTALL_SECONDS = 3600  # the chart's own cleanup.timeoutSeconds ends it, and we do where it does not start
+_WATCH_SECONDS = 0.5
+_UNINSTALL_SECONDS = 3600  # the chart's own cleanup.timeoutSeconds ends it; where the hook does not start, we do
 
-# What helm says of values that are wrong: its own parser, a schema, our templates, the API server.
+# How helm reports wrong values: its own parser, a schema, our templates, the API server.
 _BAD_VALUES = re.compile(
     r"don't meet the specifications|mistake\(s\) in the values|failed parsing --set|failed to parse|^open "
     r"|type mismatch| is invalid|error validating|unable to (?:decode|parse)|cannot unmarshal|error unmarshaling"
     r"|strict decoding|cannot overwrite table|quantities must match"
     r"|unable to build kubernetes objects"
 )
-_KINDS: tuple[tuple[str, type[ClientError]], ...] = (
+_ERRORS: tuple[tuple[str, type[ClientError]], ...] = (
     (r"timed out waiting|context deadline exceeded", TimedOut),
     (r"cluster unreachable|dial tcp|connection refused|no route to host|i/o timeout", Unreachable),
     (r"User \".*\" cannot |Unauthorized|must be logged in", NotAuthorised),
+    (r"", HelmFailed),
 )
-Object = dict[str, Any]
-Beat = Callable[[], object]
 T = TypeVar("T")
+Watch = Callable[[], object]
 
 
-class HelmFailed(ClientError):
-    """Helm did not do it; the text is its own."""
-
-
-def checked(given: str | None, files: Sequence[str]) -> str:
-    """The chart to use: a folder or an archive that is there, or a URL.
+def find_chart(given: str | None, files: Sequence[str]) -> str:
+    """The chart to install: a folder or an archive that exists, or an OCI URL.
 
     Args:
-        given: the user's own; None for the clone's.
-        files: of values.
+        given: by the user; None for the clone's chart.
+        files: of values, which must exist.
 
     Raises:
-        UsageError: there is no chart, its dependencies are missing, or a file is not there.
+        UsageError: the chart or a file does not exist.
     """
-    if nowhere := next((f for f in files if "://" not in f and not Path(f).is_file()), None):
-        raise UsageError(f"-f {nowhere}: there is no such file")
+    if missing := next((f for f in files if "://" not in f and not Path(f).is_file()), None):
+        raise UsageError(f"-f {missing}: there is no such file", "check the path")
+    hint = "give --chart a folder with a Chart.yaml, an archive (.tgz), or oci://HOST/PATH"
     if given and "://" in given:
         if not given.startswith("oci://"):
-            raise UsageError(f"--chart {given} is not one: give a folder, an archive, or oci://HOST/PATH")
+            raise UsageError(f"--chart {given} is not an OCI URL", hint)
         return given
     path = Path(given) if given else _CHART
-    if path.is_file():
-        return str(path)
-    if not (path / "Chart.yaml").is_file():
-        clone = "there is no clone around this client" if not given else f"{path} is no chart"
-        raise UsageError(f"{clone}: give --chart with a folder that has a Chart.yaml, an archive, or oci://HOST/PATH")
-    try:
-        wanted = [d["name"] for d in yaml.safe_load((path / "Chart.yaml").read_bytes()).get("dependencies") or ()]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}/Chart.yaml is not that of a chart: {' '.join(str(error).split())}") from error
-    have = path / "charts"
-    if missing := [name for name in wanted if not any(have.glob(f"{name}-*.tgz")) and not (have / name).is_dir()]:
-        cure = "make charts" if path.resolve() == _CHART else f"helm dependency build {path}"
-        raise UsageError(f"the chart's dependencies are missing ({', '.join(missing)}): run `{cure}`")
+    if not path.is_file() and not (path / "Chart.yaml").is_file():
+        raise UsageError(f"{path} is not a chart" if given else "this client is not in a clone with a chart", hint)
     return str(path)
+
+
+class _Command(Command):  # type: ignore[misc]
+    """Runs helm so that it ends when we do, with further arguments for `upgrade`.
+
+    Relies on how pyhelm3 0.5 builds its command line; pyproject.toml has the bound.
+    """
+
+    def __init__(self, tool: str, context: str | None, upgrade_arguments: Sequence[str]) -> None:
+        # pyhelm3 starts a shell, and on cancellation ends only that: `exec` replaces the shell with helm.
+        super().__init__(executable="exec", kubecontext=context)
+        self.tool, self.upgrade_arguments = tool, upgrade_arguments
+
+    def client_version(self) -> Any:
+        return Command(executable=self.tool).client_version()
+
+    async def run(self, command: list[str], input: bytes | None = None) -> bytes:
+        further = self.upgrade_arguments if command[0] == "upgrade" else ()
+        output: bytes = await super().run([self.tool, *command, *further], input)
+        return output
 
 
 class Helm:
     """The release in one namespace of one context."""
 
-    def __init__(self, context: str, namespace: str) -> None:
+    def __init__(self, context: str | None, namespace: str) -> None:
         """Find helm: on PATH, or where `make charts` builds it.
 
         Raises:
@@ -91,120 +99,107 @@ class Helm:
         self.context, self.namespace = context, namespace
         found = shutil.which("helm") or shutil.which("helm", path=str(_CLONE / "build" / "tools"))
         if not found:
-            raise ClientError(
-                "helm is not on PATH: install Helm 3 or 4 (https://helm.sh); where there is Go, `make charts` builds it"
-            )
+            hint = "install Helm 3 or 4 (https://helm.sh), or build it with `make charts`, which needs Go"
+            raise ClientError("helm is not on PATH", hint)
         self._tool = found
 
     def install(
-        self, target: str, chart: str, files: Sequence[str], sets: Sequence[str], seconds: float, beat: Beat
+        self, target: str, chart: str, files: Sequence[str], sets: Sequence[str], seconds: float, watch: Watch
     ) -> Object | None:
-        """Install or upgrade the release. Nothing is waited for but hooks, and nothing is rolled back.
+        """Install or upgrade the release. Waits for hooks only, and rolls nothing back.
 
         Args:
-            target: whose values file of the chart comes first.
-            chart: as `checked` gave it.
+            target: selects the chart's values-TARGET.yaml, which comes first.
+            chart: as `find_chart` returned it.
             files: helm's --values, on top.
             sets: helm's --set, on top of these.
-            seconds: for its hooks.
-            beat: called twice a second meanwhile; what it raises ends helm.
+            seconds: how long hooks may take.
+            watch: called twice a second while helm runs; an error that it raises ends helm.
 
         Returns:
-            The RayCluster that it holds, if any.
+            The release's RayCluster, if it has one.
 
         Raises:
             UsageError: the chart cannot be used, or a value is wrong.
-            ClientError: helm refuses it for another reason, which the text has.
+            ClientError: helm failed for another reason; the message is its own.
         """
-        from pyhelm3 import Chart  # type: ignore[import-untyped]
 
-        async def act() -> Any:
-            async with self._unpacked(chart) as path:
-                values = path / f"values-{target}.yaml"
+        async def work() -> Object | None:
+            async with self._folder(chart) as folder:
+                values = folder / f"values-{target}.yaml"
                 if not values.is_file():
-                    raise UsageError(f"the chart {chart} has no {values.name}: it is not one for `up {target}`")
-                more = [part for file in (str(values), *files) for part in ("--values", file)]
-                client = self._client([*more, *(part for item in sets for part in ("--set", item))])
-                try:  # helm itself would take 0.1 s to say what is in it
-                    metadata = yaml.safe_load((path / "Chart.yaml").read_bytes())
-                    found = Chart(client._command, ref=path, metadata=metadata)
-                except (ValueError, yaml.YAMLError) as error:
-                    reason = " ".join(str(error).split())
-                    raise UsageError(f"{path}/Chart.yaml is not that of a chart: {reason}") from error
-                options: Object = {"timeout": f"{max(1, int(seconds))}s", "atomic": False, "wait": False}
-                if client.version.major > 3:  # as Helm 3 does: the server would refuse groups that have been scaled
+                    raise UsageError(f"the chart {chart} has no {values.name}", f"`up {target}` needs one that has it")
+                arguments = [part for file in (str(values), *files) for part in ("--values", file)]
+                client = self._client([*arguments, *(part for item in sets for part in ("--set", item))])
+                try:
+                    found = await client.get_chart(folder)
+                except (Error, ValueError) as error:
+                    raise UsageError(f"{folder} is not a chart: {' '.join(str(error).split())}") from error
+                options = {"namespace": self.namespace, "timeout": f"{max(1, int(seconds))}s"}
+                if client.version.major > 3:  # as Helm 3: a server-side apply conflicts with groups that were scaled
                     options["server_side"] = "false"
-                return await client.install_or_upgrade_release(RELEASE, found, namespace=self.namespace, **options)
+                return await _ray_cluster(await client.install_or_upgrade_release(RELEASE, found, **options))
 
-        return _cluster(self._run(act(), beat))
+        return self._run(work(), watch)
 
     def find(self) -> tuple[bool, Object | None]:
-        """Whether the release is there, and the RayCluster that it holds, if any."""
-        from pyhelm3.errors import ReleaseNotFoundError  # type: ignore[import-untyped]
+        """Whether the release exists, and its RayCluster, if it has one."""
 
-        async def act() -> Any:
+        async def work() -> tuple[bool, Object | None]:
             try:
-                return await self._client().get_current_revision(RELEASE, namespace=self.namespace)
+                return True, await _ray_cluster(await self._revision())
             except ReleaseNotFoundError:
-                return None
+                return False, None
 
-        revision = self._run(act(), lambda: None)
-        return revision is not None, _cluster(revision) if revision else None
+        return self._run(work())
 
-    def uninstall(self, beat: Beat, *, hooks: bool = True) -> None:
-        """Remove the release and wait until its objects are gone; it is no error where there is none.
+    def uninstall(self, watch: Watch, *, hooks: bool = True) -> None:
+        """Remove the release and wait until its objects are gone. It is no error where it does not exist.
 
         Args:
-            beat: as in `install`.
-            hooks: whether the chart's own run.
+            watch: as in `install`.
+            hooks: run the chart's own.
 
         Raises:
-            ClientError: helm could not, or a hook failed.
+            ClientError: helm or a hook failed.
         """
-        options: Object = {"namespace": self.namespace, "no_hooks": not hooks, "timeout": f"{_UNINSTALL_SECONDS}s"}
+        options = {"namespace": self.namespace, "no_hooks": not hooks, "timeout": f"{_UNINSTALL_SECONDS}s"}
+        self._run(self._client().uninstall_release(RELEASE, wait=True, **options), watch)
 
-        async def act() -> None:
-            await self._client().uninstall_release(RELEASE, wait=True, **options)
-
-        self._run(act(), beat)
-
-    def _client(self, more: Sequence[str] = ()) -> Any:
-        """A client of pyhelm3 whose upgrades have more arguments."""
-        from pyhelm3 import Client, Command
-
-        class WithMore(Command):  # type: ignore[misc]
-            async def run(self, command: list[str], input: bytes | None = None) -> bytes:
-                given = more if command[0] == "upgrade" else ()
-                # pyhelm3 goes through a shell, and would end that alone: helm takes its place.
-                self._executable = "exec"
-                done: bytes = await super().run([tool, *command, *given], input)
-                return done
-
-        tool = self._tool
-        logging.getLogger("pyhelm3").setLevel(logging.CRITICAL)  # it logs the whole command, values included
+    def _client(self, upgrade_arguments: Sequence[str] = ()) -> Any:
+        logging.getLogger("pyhelm3").setLevel(logging.CRITICAL)  # it logs whole commands, values included
         try:
-            return Client(WithMore(executable=tool, kubecontext=self.context), executable=tool)
+            return Client(_Command(self._tool, self.context, upgrade_arguments), executable=self._tool)
         except (subprocess.CalledProcessError, ValueError) as error:
-            raise ClientError(f"{tool} does not tell its version: put another helm on PATH") from error
+            raise ClientError(f"{self._tool} does not report its version", "put another helm on PATH") from error
 
-    def _run(self, work: Awaitable[T], beat: Beat) -> T:
-        from pyhelm3.errors import Error
+    async def _revision(self) -> Any:
+        return await self._client().get_current_revision(RELEASE, namespace=self.namespace)
 
+    def _run(self, work: Coroutine[Any, Any, T], watch: Watch = lambda: None) -> T:
         try:
-            return asyncio.run(_beside(work, beat))
+            return asyncio.run(_watched(work, watch))
         except Error as error:
-            raise self._refusal(error.stderr.decode(errors="replace")) from error
+            raise self._error(error.stderr.decode(errors="replace")) from error
 
-    def _refusal(self, said: str) -> ClientError:
-        """What helm said, as an error of ours; several mistakes are a list."""
-        text = re.sub(r"\n*Use --debug flag.*", "", said[max(said.find("Error: "), 0) :].strip(), flags=re.DOTALL)
+    def _error(self, output: str) -> ClientError:
+        """What helm wrote on stderr, as one of our errors; several mistakes are a list."""
+        text = re.sub(r"\n*Use --debug flag.*", "", output[max(output.find("Error: "), 0) :].strip(), flags=re.DOTALL)
         text = re.sub(r"^(Error: )?(\w+ FAILED: )?(execution error at \(.*?\): )?", "", text)
-        one_line = " ".join(text.split()) or "it said nothing"
-        release = f"release {RELEASE} in namespace {self.namespace}"
+        message = " ".join(text.split()) or "it failed without a message"
+        release, down = f"release {RELEASE} in namespace {self.namespace}", "run `down`, then `up` again"
+        if missing := re.search(r"missing in charts/ directory: (.*)", message):
+            hint = "run `make charts` in a clone, or `helm dependency build CHART`"
+            return UsageError(f"the chart's dependencies are missing ({missing[1]})", hint)
         if "another operation" in text and "in progress" in text:
-            return ClientError(f"another helm works on {release}: wait for it; {self._cure()}")
+            pending = self._run(self._revision()).status.value
+            rollback = (
+                f"run `helm rollback {RELEASE} -n {self.namespace} --kube-context {self.context}`, then `up` again"
+            )
+            hint = f"wait for it; if it was killed, {down if pending == 'pending-install' else rollback}"
+            return ClientError(f"another helm is changing {release}", hint)
         if "has no deployed releases" in text:
-            return ClientError(f"{release} was being removed: run `down` with the same options, then `up` again")
+            return ClientError(f"the removal of {release} was interrupted", down)
         if _BAD_VALUES.search(text):
             mistakes, chart = [], ""
             for line in map(str.strip, text.split("\n")):
@@ -214,55 +209,41 @@ class Helm:
                     chart = f"{line} "
             if len(mistakes) > 1:
                 return UsageError("\n  - ".join([f"helm refuses {len(mistakes)} of the values:", *mistakes]))
-            return UsageError(f"helm refuses the values: {mistakes[0] if mistakes else one_line}")
-        kind = next((kind for pattern, kind in _KINDS if re.search(pattern, text)), HelmFailed)
-        return kind(f"helm: {one_line}")
-
-    def _cure(self) -> str:
-        """What to do where the other helm was killed."""
-
-        async def act() -> str:
-            found = await self._client().get_current_revision(RELEASE, namespace=self.namespace)
-            return str(found.status.value)
-
-        if self._run(act(), lambda: None) == "pending-install":
-            return "if it was killed, run `down` with the same options, then `up` again"
-        rollback = f"helm rollback {RELEASE} -n {self.namespace} --kube-context {self.context}"
-        return f"if it was killed, run `{rollback}`, then `up` again"
+            return UsageError(f"helm refuses the values: {mistakes[0] if mistakes else message}")
+        return next(kind for pattern, kind in _ERRORS if re.search(pattern, text))(f"helm: {message}")
 
     @asynccontextmanager
-    async def _unpacked(self, chart: str) -> AsyncIterator[Path]:
-        """The chart as a folder: its values files are wanted."""
+    async def _folder(self, chart: str) -> AsyncIterator[Path]:
+        """The chart as a folder, for the values files in it."""
         if "://" in chart:
             async with self._client().pull_chart(chart) as pulled:
-                yield Path(pulled.ref)
+                yield pulled.ref
         elif Path(chart).is_dir():
             yield Path(chart)
         else:
             with tempfile.TemporaryDirectory(prefix="helm.") as folder:
                 try:
-                    with tarfile.open(chart) as archive:
-                        archive.extractall(folder, filter="data")
-                except (tarfile.TarError, OSError, EOFError) as error:
-                    raise UsageError(f"{chart} is no archive of a chart (.tgz)") from error
-                found = next(Path(folder).glob("*/Chart.yaml"), None)
-                if not found:
-                    raise UsageError(f"{chart} is no archive of a chart: it has no Chart.yaml")
-                yield found.parent
+                    shutil.unpack_archive(chart, folder, filter="data")
+                    metadata = next(Path(folder).glob("*/Chart.yaml"))
+                except (shutil.ReadError, tarfile.TarError, OSError, EOFError, StopIteration) as error:
+                    raise UsageError(
+                        f"{chart} is not the archive of a chart", "give a .tgz of `helm package`"
+                    ) from error
+                yield metadata.parent
 
 
-def _cluster(revision: Any) -> Object | None:
-    """The RayCluster in what a release holds."""
-    return next((o for o in revision.resources_ if o and o["kind"] == "RayCluster"), None)
+async def _ray_cluster(revision: Any) -> Object | None:
+    return next((o for o in await revision.resources() if o and o["kind"] == "RayCluster"), None)
 
 
-async def _beside(work: Awaitable[T], beat: Beat) -> T:
+async def _watched(work: Coroutine[Any, Any, T], watch: Watch) -> T:
     task = asyncio.ensure_future(work)
     try:
-        while not (await asyncio.wait({task}, timeout=_BEAT_SECONDS))[0]:
-            beat()
+        while not (await asyncio.wait({task}, timeout=_WATCH_SECONDS))[0]:
+            with suppress(Unreachable, NotAuthorised):  # helm may go on where we cannot see how far it is
+                watch()
         return task.result()
     finally:
-        task.cancel()  # pyhelm3 ends helm then, and waits for it
+        task.cancel()  # pyhelm3 then ends helm and waits for it
         with suppress(asyncio.CancelledError, Exception):
             await task

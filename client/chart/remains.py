@@ -1,106 +1,133 @@
-"""What is left of a release: ended in the order that lets nothing hang, and looked for when helm is done."""
+"""What remains of a release: ended in an order in which nothing hangs, and looked for when helm is done."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from client.chart.release import Release, is_hook
 from client.errors import NotAuthorised, TimedOut
-from client.kube.cluster import RAY, Object
+from client.kube.api import Api, Object
+from client.kube.cluster import RAY
+from client.wait import Note, wait
 
-Tell = Callable[[str], object]
-_POLL_SECONDS = 0.25
-_GONE_SECONDS = 180.0  # for what an operator must end
+_OPERATOR_SECONDS = 180.0  # for what an operator must end
+_NOT_LISTED = ("events", "customresourcedefinitions")
+_DISCOVERY = ",".join(
+    f"application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList" for version in ("v2", "v2beta1")
+)
 
 
-class Left(NamedTuple):
-    """An object of the release that is there."""
+class Remnant(NamedTuple):
+    """An object of the release that exists."""
 
     kind: str
-    name: str
     path: str
-    hook: bool
+    hook: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.path.rpartition('/')[2]}"
 
 
 class Remains:
-    """The objects that are labelled as a release's, in its namespace, and where they name it, outside."""
+    """The objects with a release's label: in its namespace, and outside where they name that namespace."""
 
     def __init__(self, release: Release) -> None:
+        """Make no request yet."""
         self._release, self._api = release, release.api
-        self._ray, self._batch = (f"{at}/namespaces/{release.namespace}" for at in (RAY, "/apis/batch/v1"))
+        self._ray = f"{RAY}/namespaces/{release.namespace}"
 
-    def end_own_jobs(self, tell: Tell) -> None:
-        """Delete RayServices and RayJobs labelled as the release's, while its operator is there to end them."""
-        kinds = [f"{self._ray}/{kind}" for kind in ("rayservices", "rayjobs")]
-        self._end([f"{kind}/{o['metadata']['name']}" for kind in kinds for o in self._labelled(kind)], tell)
+    def end_own_jobs(self, note: Note) -> None:
+        """Delete RayServices and RayJobs with the release's label, while its operator exists to end them."""
+        services = self._labelled("RayService", f"{self._ray}/rayservices")
+        self._end([*services, *self._labelled("RayJob", f"{self._ray}/rayjobs")], note)
 
-    def end_cluster(self, tell: Tell) -> None:
-        """Do what the chart's hook does, where that cannot run: delete the cluster and the RayJobs that select it."""
-        for job in filter(is_hook, self._labelled(f"{self._batch}/jobs")):
-            self._api.delete(f"{self._batch}/jobs/{job['metadata']['name']}")
-        if self._release.cluster:
+    def end_cluster(self, note: Note) -> None:
+        """Delete the cluster and the RayJobs that select it, where the chart's cleanup hook cannot.
+
+        The twin of `cleanup` in the chart's files/hooks.py. The two cannot share code: that file runs alone in a pod of
+        the Ray image, and a release may come from a chart that is not on this machine.
+        """
+        for job in self._labelled("Job", f"/apis/batch/v1/namespaces/{self._release.namespace}/jobs"):
+            if job.hook:
+                self._api.delete(job.path)
+        if name := self._release.cluster:
             jobs = [
-                f"{self._ray}/rayjobs/{job['metadata']['name']}"
+                Remnant("RayJob", f"{self._ray}/rayjobs/{job['metadata']['name']}")
                 for job in self._api.list(f"{self._ray}/rayjobs")
-                if (job["spec"].get("clusterSelector") or {}).get("ray.io/cluster") == self._release.cluster
+                if (job["spec"].get("clusterSelector") or {}).get("ray.io/cluster") == name
             ]
-            self._end([*jobs, f"{self._ray}/rayclusters/{self._release.cluster}"], tell)
+            self._end([*jobs, Remnant("RayCluster", f"{self._ray}/rayclusters/{name}")], note)
 
-    def _labelled(self, path: str) -> list[Object]:
-        return self._api.list(f"{path}?{self._release.selector}")
+    def _end(self, remnants: list[Remnant], note: Note) -> None:
+        for remnant in remnants:
+            self._api.delete(remnant.path)
+        if remaining := self._wait_gone(remnants, note, _OPERATOR_SECONDS):
+            names = ", ".join(map(str, remaining))
+            raise TimedOut(
+                f"{names} did not end in {_OPERATOR_SECONDS:g} s", "check that a KubeRay operator is running"
+            )
 
-    def _end(self, paths: list[str], tell: Tell) -> None:
-        for path in paths:
-            self._api.delete(path)
-        end = time.monotonic() + _GONE_SECONDS
-        while paths := [path for path in paths if self._api.get(path)]:
-            names = ", ".join("/".join(path.split("/")[-2:]) for path in paths)
-            if time.monotonic() > end:
-                raise TimedOut(f"{names} did not end in {_GONE_SECONDS:g} s: is a KubeRay operator running?")
-            tell(f"waiting for the end of {names}")
-            time.sleep(_POLL_SECONDS)
+    def _wait_gone(self, remnants: list[Remnant], note: Note, seconds: float) -> list[Remnant]:
+        remaining = remnants
 
-    def sweep(self, tell: Tell, seconds: float, *, purge: bool) -> tuple[list[Left], list[Left]]:
-        """Wait until nothing but CRDs and volume claims is left; hooks that helm left are deleted.
+        def names() -> str:
+            nonlocal remaining
+            remaining = [remnant for remnant in remaining if self._api.get(remnant.path)]
+            return ", ".join(map(str, remaining))
+
+        wait(names, seconds, lambda names: note(f"waiting until {names} is deleted"))
+        return remaining
+
+    def remove(self, remnants: list[Remnant], note: Note, seconds: float) -> list[Remnant]:
+        """Delete what nobody else does, hooks and volume claims, and wait until all is gone.
 
         Args:
-            tell: told what is waited for.
+            remnants: what is to be gone.
+            note: takes what is waited for, each time that it changes.
             seconds: how long.
-            purge: delete the claims too.
 
         Returns:
-            What is left all the same, and the claims that are kept.
+            What exists all the same.
         """
-        end, kinds, asked, kept = time.monotonic() + seconds, list(self._api.kinds()), set(), []
-        while True:
-            found = [(kind, left) for kind in kinds for left in self._left(*kind)]
-            if not purge:
-                kept += [left for _, left in found if left.kind == "PersistentVolumeClaim"]
-                found = [(kind, left) for kind, left in found if left.kind != "PersistentVolumeClaim"]
-            for _, left in found:
-                if (left.hook or left.kind == "PersistentVolumeClaim") and left.path not in asked:
-                    asked.add(left.path)
-                    self._api.delete(left.path)
-            if not found or time.monotonic() > end:
-                return [left for _, left in found], kept
-            tell(f"waiting for the end of {', '.join(f'{left.kind}/{left.name}' for _, left in found)}")
-            kinds = sorted({kind for kind, _ in found})
-            time.sleep(_POLL_SECONDS)
+        for remnant in remnants:
+            if remnant.hook or remnant.kind == "PersistentVolumeClaim":
+                self._api.delete(remnant.path)
+        return self._wait_gone(remnants, note, seconds)
 
-    def _left(self, group: str, plural: str, kind: str, namespaced: bool) -> Iterator[Left]:
-        at = f"{group}/namespaces/{self._release.namespace}/{plural}" if namespaced else f"{group}/{plural}"
-        queries = [self._release.selector]
-        if self._release.cluster and (group, plural) == ("/api/v1", "pods"):
-            queries.append(f"labelSelector=ray.io%2Fcluster%3D{self._release.cluster}")
-        found: dict[str, Object] = {}
-        for query in queries:
-            try:
-                found |= {o["metadata"]["name"]: o["metadata"] for o in self._api.list(f"{at}?{query}")}
-            except NotAuthorised:
-                continue  # whoever may not see them has made none
-        for name, metadata in found.items():
-            if (
-                namespaced
-                or metadata.get("annotations", {}).get("meta.helm.sh/release-namespace") == self._release.namespace
-            ):
-                yield Left(kind, name, f"{at}/{name}", is_hook({"metadata": metadata}))
+    def find(self) -> list[Remnant]:
+        """All objects of the release that exist, except CRDs."""
+        return [remnant for kind in _kinds(self._api) for remnant in self._of_kind(*kind)]
+
+    def _of_kind(self, group: str, plural: str, kind: str, namespaced: bool) -> list[Remnant]:
+        path = f"{group}/namespaces/{self._release.namespace}/{plural}" if namespaced else f"{group}/{plural}"
+        selectors = [self._release.selector]
+        if self._release.cluster and kind == "Pod":
+            selectors.append(f"labelSelector=ray.io%2Fcluster%3D{self._release.cluster}")
+        try:
+            return sorted({remnant for selector in selectors for remnant in self._labelled(kind, path, selector)})
+        except NotAuthorised:
+            return []  # a login that may not list a kind has created none of it
+
+    def _labelled(self, kind: str, path: str, selector: str = "") -> list[Remnant]:
+        namespace = None if "/namespaces/" in path else self._release.namespace
+        return [
+            Remnant(kind, f"{path}/{o['metadata']['name']}", is_hook(o))
+            for o in self._api.list(f"{path}?{selector or self._release.selector}")
+            if namespace in (None, o["metadata"].get("annotations", {}).get("meta.helm.sh/release-namespace"))
+        ]
+
+
+def _kinds(api: Api) -> Iterator[tuple[str, str, str, bool]]:
+    """The kinds that can be listed: path of group and version, plural, kind, and whether it is namespaced."""
+    for root in ("/api", "/apis"):
+        groups: Object = api.get(root, headers={"Accept": _DISCOVERY}) or {"items": ()}
+        for group in groups["items"]:
+            name, listed = group.get("metadata", {}).get("name", ""), set()
+            for version in group["versions"]:
+                if version.get("freshness") == "Stale" or name == "metrics.k8s.io":
+                    continue
+                path = f"{root}/{name}/{version['version']}" if name else f"{root}/{version['version']}"
+                for kind in version.get("resources", ()):
+                    plural = kind["resource"]
+                    if "list" in kind["verbs"] and plural not in listed and plural not in _NOT_LISTED:
+                        listed.add(plural)
+                        yield path, plural, kind["responseKind"]["kind"], kind["scope"] == "Namespaced"

@@ -11,13 +11,14 @@ import click
 from client import __version__
 from client.cli.dashboard import dashboard
 from client.cli.doctor import doctor
+from client.cli.down import down
 from client.cli.exec import exec_command
 from client.cli.list import list_jobs
 from client.cli.logs import logs
 from client.cli.status import status
 from client.cli.stop import stop
 from client.cli.submit import submit
-from client.cli.up import down, up
+from client.cli.up import up
 from client.errors import ClientError, Detached, OutputLost
 
 _INTERNAL, _BROKEN_PIPE = 70, 141

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from client.chart.helm import Helm, checked
+from client.chart.helm import Helm, find_chart
 from client.errors import ClientError, UsageError
 from tests.client.test_kubernetes import config
 from tests.conftest import ROOT, Cli
@@ -39,6 +39,8 @@ print(json.dumps({{"name": "ray", "namespace": "n", "version": 1, "info": info, 
 sys.exit(done.returncode)
 """
 TEMPLATE = "kind: RayCluster\nmetadata:\n  name: it\nvalues: {{ .Values | toJson }}\n"
+NAMED = "name: x\nversion: 1.0.0\napiVersion: v2\n"
+LOCAL = {"values-local.yaml": ""}
 SETS = [
     "a=1,b=true,c=null,d=text,e=1.5,f=",
     "list={x,y,3}",
@@ -79,7 +81,7 @@ def helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Helm:
 
 def install(helm: Helm, where: Path | str, *sets: str, files: tuple[str, ...] = ()) -> dict[str, Any]:
     """The values that the chart was rendered with."""
-    found = helm.install("local", checked(str(where), files), files, sets, 60, lambda: None)
+    found = helm.install("local", find_chart(str(where), files), files, sets, 60, lambda: None)
     assert found and found["metadata"]["name"] == "it"
     values: dict[str, Any] = found["values"]
     return values
@@ -107,7 +109,7 @@ def test_a_chart_in_an_archive(helm: Helm, tmp_path: Path) -> None:
         packed.add(chart(tmp_path), "some")
     assert install(helm, archive, "a=1") == {"a": 1, "gone": 1, "layer": "local", "list": ["z"], "local": True}
     (tmp_path / "no.tgz").write_text("nothing")
-    with pytest.raises(UsageError, match="no archive of a chart"):
+    with pytest.raises(UsageError, match="not the archive of a chart"):
         install(helm, tmp_path / "no.tgz")
 
 
@@ -138,23 +140,27 @@ def test_several_mistakes_are_a_list(helm: Helm, tmp_path: Path) -> None:
         ("Error: UPGRADE FAILED: post-upgrade hooks failed: timed out waiting for the condition", 124, "hooks failed"),
         ('Error: UPGRADE FAILED: "ray" has no deployed releases', 1, "run `down`"),
         ("WARNING: a file\nError: INSTALLATION FAILED: Service x exists and cannot be imported", 1, "helm: Service x"),
-        ("", 1, "it said nothing"),
+        ("", 1, "it failed without a message"),
     ],
 )
 def test_what_helm_says(helm: Helm, said: str, kind: int, part: str) -> None:
-    error = helm._refusal(said)
+    error = helm._error(said)
     assert error.exit_code == kind and part in str(error) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize(
     ("files", "given", "says"),
     [
-        ({}, "nowhere", "nowhere is no chart"),
+        ({}, "nowhere", "nowhere is not a chart"),
         ({}, "https://charts.example/x", "oci://"),
-        ({"Chart.yaml": "name: x\ndependencies: [{name: ray-cluster}]\n"}, ".", "(ray-cluster): run `helm dependency"),
-        ({"Chart.yaml": "- 1\n"}, ".", "Chart.yaml is not that of a chart"),
-        ({"Chart.yaml": "name: x\n", "values-local.yaml": ""}, ".", "Chart.yaml is not that of a chart"),
-        ({"Chart.yaml": "name: x\nversion: 1.0.0\napiVersion: v2\n"}, ".", "has no values-local.yaml"),
+        (
+            {**LOCAL, "Chart.yaml": f"{NAMED}dependencies: [{{name: ray-cluster, version: 1.0.0}}]\n"},
+            ".",
+            "(ray-cluster): run `make charts`",
+        ),
+        ({**LOCAL, "Chart.yaml": "- 1\n"}, ".", "is not a chart: Error: cannot load Chart.yaml"),
+        ({**LOCAL, "Chart.yaml": "name: x\n"}, ".", "is not a chart: Error: validation: chart.metadata"),
+        ({"Chart.yaml": NAMED}, ".", "has no values-local.yaml"),
     ],
 )
 def test_charts_that_cannot_be_used(
@@ -168,16 +174,15 @@ def test_charts_that_cannot_be_used(
     assert says in str(refused.value)
 
 
-def test_the_clones_chart_without_its_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clones_chart_without_its_dependencies(helm: Helm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "charts" / "ray-workload"
-    copy.mkdir(parents=True)
-    shutil.copy(ROOT / "charts" / "ray-workload" / "Chart.yaml", copy)
+    shutil.copytree(ROOT / "charts" / "ray-workload", copy, ignore=shutil.ignore_patterns("*.tgz"))
     monkeypatch.setattr("client.chart.helm._CHART", copy)
     with pytest.raises(UsageError, match=r"\(kuberay-operator, ray-cluster\): run `make charts`"):
-        checked(None, ())
+        helm.install("local", find_chart(None, ()), (), (), 60, lambda: None)
     shutil.rmtree(copy)
-    with pytest.raises(UsageError, match="no clone around this client: give --chart"):
-        checked(None, ())
+    with pytest.raises(UsageError, match="not in a clone with a chart: give --chart"):
+        find_chart(None, ())
 
 
 def test_without_helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +194,7 @@ def test_without_helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built.parent.mkdir(parents=True)
     built.write_text("#!/bin/sh\necho no version\n")
     built.chmod(0o755)
-    with pytest.raises(ClientError, match="does not tell its version"):
+    with pytest.raises(ClientError, match="does not report its version"):
         Helm("somewhere", "n").find()
 
 
@@ -197,15 +202,15 @@ def test_without_helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("target", "context", "server", "args", "code", "says"),
     [
-        ("local", "far", "https://203.0.113.1:9", (), 2, "current context far is not on this machine"),
-        ("local", "gke_p_l_c", "https://203.0.113.1:9", (), 2, "current context gke_p_l_c is not on this machine"),
-        ("gke", "far", "https://203.0.113.1:9", (), 2, "far is not known to be GKE's"),
-        ("gke", "kind-x", FAR, (), 2, "kind-x is not known to be GKE's"),
+        ("local", "far", "https://203.0.113.1:9", (), 2, "current context far is not a local cluster"),
+        ("local", "gke_p_l_c", "https://203.0.113.1:9", (), 2, "current context gke_p_l_c is not a local cluster"),
+        ("gke", "far", "https://203.0.113.1:9", (), 2, "far is not known to be on GKE"),
+        ("gke", "kind-x", FAR, (), 2, "kind-x is not known to be on GKE"),
         ("local", "far", FAR, ("--context", "other"), 2, "has no context other: it has far"),
         # These contexts are taken: the refusal is that of a server that is not there.
         ("local", "far", FAR, (), 69, "127.0.0.2:9 does not answer"),
         ("local", "gke_p_l_c", FAR, ("--context", "gke_p_l_c"), 69, "127.0.0.2:9 does not answer"),
-        ("gke", "gke_p_l_c", FAR, (), 69, "context gke_p_l_c, the current one"),
+        ("gke", "gke_p_l_c", FAR, (), 69, "using the current context, gke_p_l_c"),
         ("gke", "far", FAR, ("--context", "far"), 69, "127.0.0.2:9 does not answer"),
     ],
 )
@@ -223,7 +228,7 @@ def test_which_cluster_is_meant(
 ) -> None:
     path = chart(tmp_path)
     shutil.copy(path / "values-local.yaml", path / "values-gke.yaml")
-    more = ("--chart", str(path)) if command == "up" else ()
+    more = ("--chart", str(path)) if command == "up" else ("--yes",)
     done = run(command, target, *args, *more, env={"KUBECONFIG": str(config(tmp_path, server, {}, context))})
     assert (done.returncode, done.stdout) == (code, b""), done.stderr
     assert says in done.stderr.decode()
@@ -232,13 +237,13 @@ def test_which_cluster_is_meant(
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("up", "embedded", "--set", "a=1"), "--set: up embedded has no options"),
-        (("up", "embedded", "--timeout", "15m"), "--timeout: up embedded"),
-        (("down", "embedded", "--purge", "--context", "x"), "--context, --purge: down embedded"),
+        (("up", "embedded", "--set", "a=1"), "up embedded does not take --set"),
+        (("up", "embedded", "--timeout", "15m"), "up embedded does not take --timeout"),
+        (("down", "embedded", "--purge", "--context", "x"), "down embedded does not take --context, --purge"),
         (("up", "local", "--timeout", "soon"), "'soon' is not a time"),
         (("up", "local", "-f", "nope.yaml"), "-f nope.yaml: there is no such file"),
         (("up", "local", "-f", "-"), "-f -: there is no such file"),
-        (("up", "local", "--chart", "nope"), "nope is no chart"),
+        (("up", "local", "--chart", "nope"), "nope is not a chart"),
         (("up", "nowhere"), "'nowhere' is not one of"),
     ],
 )

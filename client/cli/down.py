@@ -1,0 +1,112 @@
+"""The command `down`: remove what `up` made."""
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from client.cli.cluster import context_option, log_in, namespace_option, refuse_options, status_line, target_argument
+from client.errors import ClientError, HelmFailed, HookStuck, UsageError
+
+if TYPE_CHECKING:
+    from client.chart.helm import Helm
+    from client.chart.release import Release
+    from client.chart.remains import Remains, Remnant
+    from client.kube.login import Login
+    from client.wait import Note
+
+_REMAINS_SECONDS = 120.0  # for what Kubernetes itself removes after a release
+
+
+@click.command()
+@target_argument
+@namespace_option
+@context_option
+@click.option("--purge", is_flag=True, help="Also delete the release's volume claims and the data in them.")
+@click.option("--yes", is_flag=True, help="Do not ask; required where there is no terminal (not for embedded).")
+@click.pass_context
+def down(ctx: click.Context, /, target: str, namespace: str, context: str | None, purge: bool, yes: bool) -> None:
+    """Stop the Ray that `up` started, with its jobs, and remove all that `up` made and nothing else."""
+    from client.cli.output import note
+
+    if target == "embedded":
+        from client.targets.embedded import target as embedded
+
+        refuse_options(ctx)
+        note(f"embedded Ray {'was stopped' if embedded.down() else 'was not running'}")
+        return
+    if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"`down {target}` asks before it removes a release, and there is no terminal", "add --yes")
+    _down(log_in(target, context), namespace, purge=purge, yes=yes)
+
+
+def _down(login: "Login", namespace: str, *, purge: bool, yes: bool) -> None:
+    from client.chart.helm import RELEASE, Helm
+    from client.chart.release import Release
+    from client.chart.remains import Remains
+    from client.cli.output import note
+
+    where = f"{login.context}/{namespace}"
+    helm, release = Helm(login.context, namespace), Release(login, namespace, RELEASE)
+    release.check_reachable()
+    exists, cluster = helm.find()
+    release.cluster = cluster["metadata"]["name"] if cluster else None
+    remains = Remains(release)
+    remnants = remains.find()
+    found = exists or any(purge or not _is_claim(remnant) for remnant in remnants)
+    if found and not yes:
+        jobs = _running_jobs(login, namespace, release.cluster) if release.cluster else ""
+        click.echo(f"This removes release {RELEASE} in namespace {namespace} of context {login.context}{jobs}:", err=True)
+        for remnant in remnants:
+            if remnant.kind.startswith("Ray") or (purge and _is_claim(remnant)):
+                click.echo(f"  {remnant}{' and its data' if _is_claim(remnant) else ''}", err=True)
+        if not click.confirm("Continue?", err=True):
+            raise ClientError("nothing was removed")
+    with status_line() as show:
+        if exists:
+            remains.end_own_jobs(show)
+            _uninstall(helm, release, remains, show)
+            remnants = remains.find()
+        kept = [remnant for remnant in remnants if _is_claim(remnant) and not purge]
+        remaining = remains.remove([remnant for remnant in remnants if remnant not in kept], show, _REMAINS_SECONDS)
+    for claim in kept:
+        note(f"{claim} is kept: `--purge` deletes it and its data")
+    if remaining:
+        what = f"release {RELEASE} in {where} is removed, but these objects remain: {', '.join(map(str, remaining))}"
+        raise ClientError(what, "check their finalizers, then run `down` again")
+    end = "is removed: only CRDs remain" if found else "does not exist: nothing to remove"
+    note(f"release {RELEASE} in {where} {end}")
+
+
+def _is_claim(remnant: "Remnant") -> bool:
+    return remnant.kind == "PersistentVolumeClaim"
+
+
+def _running_jobs(login: "Login", namespace: str, cluster: str) -> str:
+    """How many jobs a cluster runs, for the question, or "" where it does not say."""
+    from client.kube.cluster import address_of
+    from client.ray_api.jobs import RayJobs
+    from client.targets.kubernetes import connect
+
+    with suppress(ClientError), connect(address_of(login, namespace, cluster)) as target:
+        running = sum(job.status == "RUNNING" for job in RayJobs(target).list())
+        return f" ({running} job{'s are' if running != 1 else ' is'} running on it)"
+    return ""
+
+
+def _uninstall(helm: "Helm", release: "Release", remains: "Remains", show: "Note") -> None:
+    """Uninstall with the chart's cleanup hook, or where that cannot run (its image is gone), without."""
+    from client.cli.output import note
+
+    def watch() -> None:
+        why = release.check_hook()
+        show(f"waiting for the chart's cleanup: {why}" if why else f"helm uninstalls: {release.count_pods()} pods left")
+
+    show("helm uninstalls")
+    try:
+        helm.uninstall(watch)
+    except (HelmFailed, HookStuck) as error:
+        note(f"the chart's own cleanup failed ({error}): cleaning up from here")
+        remains.end_cluster(show)
+        helm.uninstall(lambda: show(f"helm uninstalls: {release.count_pods()} pods left"), hooks=False)
