@@ -33,5 +33,5 @@ def dashboard(address: str | None, no_open: bool) -> None:
 
 
 def _has_browser() -> bool:
-    """Whether there is a screen; else a text browser would start in this terminal."""
+    """Whether a graphical browser can start; otherwise a text browser would open in this terminal."""
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))

@@ -17,11 +17,11 @@ _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 @output_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, as_json: bool) -> None:
-    """Look at all that a job needs on its way, and say what is wrong and how to mend it."""
+    """Check everything that a job needs, and say what is wrong and how to fix it."""
     from dataclasses import asdict
 
     from client.cli import output
-    from client.doctor.report import examine
+    from client.doctor.ray import examine
 
     report = examine(address, (lambda _: None) if as_json else _show)
     if as_json:
