@@ -1,38 +1,42 @@
 """One real Ray head for all tests of the client."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from client.http import Http, Server
+from client.ray_api.http import token_refusal
 from client.ray_api.jobs import RayJobs
 from client.targets.embedded import target as embedded
-from client.targets.target import Endpoint
+from client.targets.target import Runtime, Target
+from client.wait import Note
 from tests.client.proxy import FaultProxy
 
-ViaProxy = Callable[..., AbstractContextManager[tuple[RayJobs, FaultProxy, FaultProxy]]]
+
+@pytest.fixture(scope="session")
+def head(environment: Path) -> Iterator[Target]:
+    with embedded.cold(environment) as target:
+        target.wait_ready(print, 60)
+        yield target
 
 
 @pytest.fixture(scope="session")
-def head(environment: Path) -> Iterator[Endpoint]:
-    with embedded.cold(environment) as endpoint:
-        endpoint.ready(print, 60)
-        yield endpoint
-
-
-@pytest.fixture(scope="session")
-def jobs(head: Endpoint) -> RayJobs:
+def jobs(head: Target) -> RayJobs:
     return RayJobs(head)
 
 
 @pytest.fixture(scope="session")
-def remote(head: Endpoint, environment: Path) -> dict[str, str]:
+def remote(head: Target, environment: Path) -> dict[str, str]:
     """The environment in which the head is a remote one."""
     token = environment / "remote-token"
-    token.write_text(head.headers["Authorization"].removeprefix("Bearer "))
-    return {"RAY_WORKLOAD_ADDRESS": head.url, "RAY_AUTH_TOKEN_PATH": str(token)}
+    token.write_text(token_of(head))
+    return {"RAY_WORKLOAD_ADDRESS": head.http.server.url, "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
+def token_of(target: Target) -> str:
+    return target.http.server.headers["Authorization"].removeprefix("Bearer ")
 
 
 def port(url: str) -> tuple[str, int]:
@@ -40,9 +44,36 @@ def port(url: str) -> tuple[str, int]:
     return host, int(number)
 
 
+class Rerouted(Target):
+    """A target with another URL, other agents, or another runtime."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        url: str | None = None,
+        agent: Callable[[str], str | None] | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        """Take everything that is not given from the target."""
+        server = Server(url or target.http.server.url, target.http.server.headers)
+        self.address, self.runtime, self.ends_with_us = target.address, runtime or target.runtime, False
+        self.http = Http(server, token_refusal(sent=True, hint="run `down embedded`"))
+        self._agent = agent or target.agent
+
+    def agent(self, address: str) -> str | None:
+        return self._agent(address)
+
+    def wait_ready(self, note: Note, seconds: float) -> None:
+        """Return at once: the head is ready."""
+
+
 @contextmanager
-def via_proxy(head: Endpoint, agent_url: str | None) -> Iterator[tuple[RayJobs, FaultProxy, FaultProxy]]:
-    """The head's jobs with one proxy before its dashboard and one before its agent, if there is a way to that."""
-    with FaultProxy(port(head.url)) as dashboard, FaultProxy(port(agent_url or head.url)) as agent:
-        through = replace(head, url=dashboard.url, agent=lambda _: agent.url if agent_url else None)
-        yield RayJobs(through), dashboard, agent
+def via_proxy(
+    head: Target, agent_url: str | None, *, runtime: Runtime | None = None
+) -> Iterator[tuple[Rerouted, FaultProxy, FaultProxy]]:
+    """The head with one proxy before its dashboard and one before its agent; without `agent_url` it has no agent."""
+    url = head.http.server.url
+    with FaultProxy(port(url)) as dashboard, FaultProxy(port(agent_url or url)) as agent:
+        agent_through = agent.url if agent_url else None
+        yield Rerouted(head, url=dashboard.url, agent=lambda _: agent_through, runtime=runtime), dashboard, agent
