@@ -29,10 +29,10 @@ from threading import Timer
 from typing import Any, NamedTuple
 
 import psutil
+from client.job.record import JobRecord
 from rich.console import Console
 from rich.table import Table
 
-from client.job.record import JobRecord
 from client.ray_api.jobs import RayJobs
 from client.targets.embedded import target as embedded
 from client.targets.target import Endpoint

@@ -57,7 +57,9 @@ def _down(login: "Login", namespace: str, *, purge: bool, yes: bool) -> None:
     found = exists or any(purge or not _is_claim(remnant) for remnant in remnants)
     if found and not yes:
         jobs = _running_jobs(login, namespace, release.cluster) if release.cluster else ""
-        click.echo(f"This removes release {RELEASE} in namespace {namespace} of context {login.context}{jobs}:", err=True)
+        click.echo(
+            f"This removes release {RELEASE} in namespace {namespace} of context {login.context}{jobs}:", err=True
+        )
         for remnant in remnants:
             if remnant.kind.startswith("Ray") or (purge and _is_claim(remnant)):
                 click.echo(f"  {remnant}{' and its data' if _is_claim(remnant) else ''}", err=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from client.job.record import JobRecord
 
 from client.errors import ContactLost, Unreachable
 from client.job import follow
-from client.job.record import JobRecord
 from client.ray_api.jobs import JobNotFound, RayJobs
 from client.targets.target import Endpoint
 from jobs import progress

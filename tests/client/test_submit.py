@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from client.job.record import JobRecord
 
 import client
 from client.errors import ClientError
 from client.job import job
 from client.job.follow import follow
-from client.job.record import JobRecord
 from client.job.request import JobSpec
 from client.ray_api.jobs import RayJobs
 from client.targets import Address
