@@ -13,7 +13,7 @@ demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
 
 test: check  ## set everything up, check the style and types, run the tests
-	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) ;; *) exit 2;; esac; \
+	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) echo "tests/chart is left out";; *) exit 2;; esac; \
 	$(BIN)/python -m pytest $(PARALLEL) -n 4 $$tests
 
 check: $(VENV)/.done

@@ -46,7 +46,7 @@ def heads() -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(head: object) -> Iterator[None]:
+def nothing_left() -> Iterator[None]:
     for path in head_folder.base().iterdir():
         (path / "of-the-session").touch()
     memory = set(os.listdir("/dev/shm"))

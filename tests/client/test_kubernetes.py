@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ def config(folder: Path, server: str, user: dict[str, Any], context: str = "far"
 
 
 @pytest.fixture
-def closed() -> str:
+def closed() -> Iterator[str]:
+    """It is kept, without listening, so that nothing else gets it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return f"https://127.0.0.1:{taken.getsockname()[1]}"
+        yield f"https://127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
