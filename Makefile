@@ -4,15 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(PATH):$(CURDIR)/build/tools# where ci/helm.py builds helm, if there is none
 CHARTS := $(BIN)/python ci/helm.py >/dev/null && $(BIN)/python ci/charts.py
+# Side by side, each file in one process, which has its own home, head and clusters.
+PARALLEL := --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check charts e2e helm4 bench bench-cluster lock clean
+.PHONY: demo test check charts e2e soak helm4 bench bench-cluster lock clean
 
 demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
 
 test: check  ## set everything up, check the style and types, run the tests
-	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) ;; *) exit 2;; esac; \
-	$(BIN)/python -m pytest $$tests
+	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) echo "tests/chart is left out";; *) exit 2;; esac; \
+	$(BIN)/python -m pytest $(PARALLEL) -n 4 $$tests
 
 check: $(VENV)/.done
 	$(BIN)/ruff check .
@@ -25,7 +27,12 @@ charts: $(VENV)/.done  ## get helm and the chart's dependencies
 
 e2e: $(VENV)/.done  ## test on the cluster of the current kubeconfig
 	@$(CHARTS)
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "not alone and not soak" tests/e2e
+	$(BIN)/python -m pytest -m "alone and not soak" tests/e2e
+
+soak: $(VENV)/.done  ## run the long repeats, on the same cluster
+	@$(CHARTS)
+	$(BIN)/python -m pytest -m soak tests/e2e
 
 helm4: $(VENV)/.done  ## build Helm 4 too, for the tests of the chart to run with both
 	$(BIN)/python ci/helm.py 4

@@ -2,8 +2,8 @@
 
     python ci/bench.py [--runs N] [--only NAME]...
 
-Prints the medians and writes every single time to build/bench.json. A time is a whole process' life. All of it runs in
-a home and temporary folder of its own, and ends with it.
+Prints the medians of each row as soon as it is measured, and writes every single time to build/bench.json. A time is a
+whole process' life. All of it runs in a home and temporary folder of its own, and ends with it.
 """
 
 import argparse
@@ -29,11 +29,9 @@ from threading import Timer
 from typing import Any, NamedTuple
 
 import psutil
-from client.job.record import JobRecord
-from rich.console import Console
-from rich.table import Table
 
 from client.ray_api.jobs import RayJobs
+from client.ray_api.record import JobRecord
 from client.targets.embedded import target as embedded
 from client.targets.target import Endpoint
 
@@ -63,7 +61,7 @@ class Target(NamedTuple):
 
 
 TARGETS = (
-    Target("help", "--help", "ray job submit --help", 0.25),
+    Target("help", "--help", "ray job submit --help", 0.1),
     Target("cold", "submit simple_job.py, cold", "python simple_job.py", 1.4),
     Target("cold", "submit simple_job.py, cold", "ray start --head, ray job submit, its end", 0.45),
     Target("list", "list", "ray job list", 0.5),
@@ -73,6 +71,7 @@ TARGETS = (
     Target("log", f"follow {LOG_LINES * LOG_LINE_BYTES / 1e9:g} GB of log", "ray job logs -f", 1 / 3),
     Target("log-live", "the same, while it is written", "ray job logs -f", 1 / 3),
 )
+COLUMNS = {"what": 29, "beside": 41, "ours (s)": 8, "theirs (s)": 10, "ratio": 6, "target": 6, "reached": 0}
 Side = Callable[[], float]
 WITHOUT_HEAD = ("help", "cold")  # the others share the head that `up embedded` keeps
 WITHOUT_WARM_UP = ("submits", "log", "log-live")  # the others have one round that is not counted
@@ -232,15 +231,18 @@ class Bench:
         return rows
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table."""
-    table = Table("what", "beside", "ours (s)", "theirs (s)", "ratio", "target", "reached", box=None, pad_edge=False)
-    for row in rows:
-        above, below = "><" if row["theirs_median"] >= LIMIT_SECONDS else ("", "")
-        times = (f"{row['ours_median']:.2f}", f"{above}{row['theirs_median']:.2f}", f"{below}{row['ratio']:.3f}")
-        reached = "yes" if row["reached"] else f"no {', '.join(row['missed'])}"
-        table.add_row(row["ours"], row["theirs"], *times, f"{row['at_most']:.3f}", reached)
-    Console().print(table)
+def print_cells(*cells: str) -> None:
+    """Print a line of the table, now."""
+    line = "  ".join(cell.ljust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
+    print(line.rstrip(), flush=True)
+
+
+def print_row(row: Mapping[str, Any]) -> None:
+    """Print what was measured."""
+    above, below = "><" if row["theirs_median"] >= LIMIT_SECONDS else ("", "")
+    times = (f"{row['ours_median']:.2f}", f"{above}{row['theirs_median']:.2f}", f"{below}{row['ratio']:.3f}")
+    reached = "yes" if row["reached"] else f"no {', '.join(row['missed'])}"
+    print_cells(row["ours"], row["theirs"], *times, f"{row['at_most']:.3f}", reached)
 
 
 def main() -> None:
@@ -257,18 +259,20 @@ def main() -> None:
     os.environ |= {"HOME": str(scratch), "TMPDIR": str(scratch), "RAY_USAGE_STATS_ENABLED": "0"}
     tempfile.tempdir = None  # it is read again
     machine = {"cores": os.cpu_count(), "load": os.getloadavg(), "python": sys.version, "ray": version("ray")}
-    bench, rows = Bench(scratch), []
+    bench, rows = Bench(scratch), list[dict[str, Any]]()
+    RESULT.parent.mkdir(exist_ok=True)
+    print_cells(*COLUMNS)
     try:
         for name in [name for name in names if name in (args.only or names)]:
-            rows += bench.measure(name, args.runs)
+            rows += (measured := bench.measure(name, args.runs))
+            RESULT.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+            for row in measured:
+                print_row(row)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_processes(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
-    print_rows(rows)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,26 @@
     python -m ci.bench_cluster [--runs N] [--only NAME]...
 
 Each side in turn in one go, each install in a fresh namespace that is deleted behind it, the images of `ci/kind images
---e2e` on both sides. Prints the medians and writes every time to build/bench-cluster.json. pip's own variables
-(PIP_NO_INDEX, PIP_FIND_LINKS) let the comparison with pip run where there is no index.
+--e2e` on both sides. Prints the medians of each row as soon as it is measured, and writes every time to
+build/bench-cluster.json. pip's own variables (PIP_NO_INDEX, PIP_FIND_LINKS) let the comparison with pip run where there
+is no index.
 """
 
 import argparse
 import json
 import os
 import statistics
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Literal, NamedTuple
-
-from rich.console import Console
-from rich.table import Table
 
 from ci import bench_chart
 from ci.bench_chart import IMAGE, PLAIN_IMAGE, ROOT, VALUES, Sides, install, measure_install, run, timed
 from ci.bench_client import AT_ONCE, TREE_FILES, TREE_MIB, Client, measure_up
 
 RESULT = ROOT / "build" / "bench-cluster.json"
+COLUMNS = {"what": 43, "ours (s)": 19, "theirs": 37, "theirs (s)": 10, "figure": 8, "target": 13, "reached": 0}
 
 
 class Target(NamedTuple):
@@ -100,6 +98,12 @@ def row(target: Target, times: list[list[float]]) -> list[str]:
     return [target.ours, spread, *beside, f"{figure:.2f}", wanted, "yes" if figure <= target.at_most else "NO"]
 
 
+def print_cells(*cells: str) -> None:
+    """Print a line of the table, now."""
+    line = "  ".join(cell.ljust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
+    print(line.rstrip(), flush=True)
+
+
 def main() -> None:
     """Measure what was asked for, print and write it."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -108,24 +112,22 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=[t.name for targets in TABLES.values() for t in targets])
     options = parser.parse_args()
     times: dict[str, list[list[float]]] = {}
-    tables = []
+    RESULT.parent.mkdir(exist_ok=True)
     for title, targets in TABLES.items():
-        table = Table("what", "ours (s)", "theirs", "theirs (s)", "figure", "target", "reached", title=title)
-        tables.append(table)
+        wanted = [target for target in targets if not options.only or target.name in options.only]
+        if not wanted:
+            continue
+        print(f"\n{title}")
+        print_cells(*COLUMNS)
         with ExitStack() as shared:
             client = cache(partial(Client, shared))
-            for target in targets:
-                if options.only and target.name not in options.only:
-                    continue
+            for target in wanted:
                 with ExitStack() as stack:
                     of_row = sides(target.name, stack, client)
                     rounds = [[side() for side in of_row] for _ in range(target.runs or options.runs)]
                 times[target.name] = [list(side) for side in zip(*rounds, strict=True)]
-                table.add_row(*row(target, times[target.name]))
-                RESULT.parent.mkdir(exist_ok=True)
                 RESULT.write_text(json.dumps(times, indent=1))
-    for table in filter(lambda table: table.row_count, tables):
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+                print_cells(*row(target, times[target.name]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A home, a temporary folder and an environment of the tests' own."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -17,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def environment() -> Iterator[Path]:
+@contextlib.contextmanager
+def own_environment() -> Iterator[Path]:
     """No Ray, token or cluster of the user's is seen, and nothing is left in their folders."""
     folder = Path(tempfile.mkdtemp(prefix="rwt", dir="/tmp"))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GIT_", "XDG_")) and "KUBE" not in k}
@@ -33,6 +34,13 @@ def environment() -> Iterator[Path]:
     os.environ.update(saved)
     tempfile.tempdir = None
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment() -> Iterator[Path]:
+    """One for each process that runs tests."""
+    with own_environment() as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -34,10 +34,11 @@ def lines(run: Cli, *args: str, code: int, env: Mapping[str, str] | None = None)
 
 
 @pytest.fixture
-def closed() -> str:
+def closed() -> Iterator[str]:
+    """It is kept, without listening, so that nothing else gets it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{taken.getsockname()[1]}"
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def test_a_ray_that_is_well(run: Cli, remote: dict[str, str], head: Endpoint) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from tests.conftest import Cli
 
 
 @pytest.fixture
-def closed() -> str:
+def closed() -> Iterator[str]:
+    """It is kept, without listening, so that nothing else gets it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return f"https://127.0.0.1:{taken.getsockname()[1]}"
+        yield f"https://127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(

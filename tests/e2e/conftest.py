@@ -10,14 +10,16 @@ For the tests, all by `from tests.e2e.conftest import ...`:
 - `until(what, found, timeout=60, namespace=None)`: the first true answer of `found`, polled, else a failure that shows
   pods and events.
 - `new_namespace(purpose, restricted=False)`: a context manager, for releases that are shared; the fixture `namespace`
-  is one for a single test. Either way everything in it is gone at the end, and shown where a test fails.
+  is one for a single test. Either way everything in it is gone at the end of all tests, and shown where a test fails.
 - `inventory(namespace)`: all that is there, cluster-scoped objects that name it included.
-- `unproved(what)`: skip, for what this cluster cannot prove; it stands in the summary.
+- `unproved(what)`: skip, for what this cluster cannot prove; it stands in the summary. Where the environment has
+  E2E_UNPROVED, a regular expression, only what it matches may be skipped.
 """
 
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -29,7 +31,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, own_environment
 
 sys.modules["tests.e2e.conftest"] = sys.modules[__name__]  # who imports from here meets the same namespaces
 
@@ -48,8 +50,9 @@ _KUBECONFIG = os.environ.get("KUBECONFIG") or f"{_HOME}/.kube/config"
 _UPSTREAM = os.environ.get("RAY_WORKLOAD_UPSTREAM") or f"{_HOME}/.cache/ray-workload/upstream"
 _LABEL = "ray-workload/e2e"
 _RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
-_END = time.monotonic() + 60 * float(os.environ.get("E2E_MINUTES", "inf"))
+_END = float(os.environ.get("E2E_END", "inf"))  # in seconds since 1970
 _alive: list[str] = []
+_deleted: list[str] = []
 _SLOW = ("events", "componentstatuses", "namespaces")  # or of no interest
 
 
@@ -113,7 +116,9 @@ def until(what: str, found: Callable[[], T | None], timeout: float = 60, namespa
 
 def unproved(what: str) -> NoReturn:
     """Say that this cluster, or what is installed here, cannot prove it."""
-    pytest.skip(f"NOT PROVED: {what}")
+    if re.search(os.environ.get("E2E_UNPROVED", ""), what):
+        pytest.skip(f"NOT PROVED: {what}")
+    pytest.fail(f"NOT PROVED: {what}", pytrace=False)
 
 
 @contextlib.contextmanager
@@ -128,8 +133,20 @@ def new_namespace(purpose: str, restricted: bool = False) -> Iterator[str]:
     finally:
         for release in helm("list", "-aq", "-n", name).stdout.split():
             helm("uninstall", release, "-n", name, "--wait", "--timeout", "2m", check=False)
-        kubectl("delete", "namespace", name, "--timeout=2m", timeout=150)
         _alive.remove(name)
+        delete_namespace(name)
+
+
+def delete_namespace(name: str) -> None:
+    """Others need not wait until all in it is gone."""
+    kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+    _deleted.append(name)
+
+
+def _wait_for_deleted() -> None:
+    if _deleted:
+        kubectl("wait", "--for=delete", "--timeout=3m", *(f"namespace/{name}" for name in _deleted), timeout=200)
+    _deleted.clear()
 
 
 @pytest.fixture
@@ -199,28 +216,50 @@ def _missing_images() -> set[str]:
         return {image for image, runs in until("the images", told, timeout=180, namespace=name).items() if not runs}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def environment(environment: Path) -> Iterator[Path]:
-    """A home of the tests' own as everywhere, but the user's cluster; without one, one line and no test."""
+def _use_cluster() -> None:
+    """The user's cluster, in an environment of the tests' own."""
     separated = [str(Path(part).absolute()) for part in _KUBECONFIG.split(os.pathsep) if part]
     os.environ["KUBECONFIG"] = os.pathsep.join(separated)
     os.environ["RAY_WORKLOAD_UPSTREAM"] = _UPSTREAM
     os.environ["PATH"] += f"{os.pathsep}{TOOLS}"
+
+
+def _check_cluster() -> None:
+    """Where tests cannot run, one line, and no test."""
     if missing := _what_is_missing():
         pytest.exit(f"tests/e2e: {missing}", returncode=4)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where tests run in several processes, check the cluster once, before there are any."""
+    if session.config.getoption("numprocesses", None):
+        with own_environment():
+            _use_cluster()
+            _check_cluster()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(environment: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A home of the tests' own as everywhere, but the user's cluster."""
+    _use_cluster()
+    if not hasattr(request.config, "workerinput"):
+        _check_cluster()
     yield environment
+    _wait_for_deleted()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Where there is no more time, E2E_MINUTES, what is left says so and takes none."""
-    if time.monotonic() > _END:
-        unproved(f"the {os.environ['E2E_MINUTES']} minutes for these tests were over")
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Past E2E_END what is left fails at once: nothing is left out in silence."""
+    if time.time() > _END:
+        pytest.fail("not reached: the time for these tests was over (E2E_END)", pytrace=False)
+    if item.get_closest_marker("alone"):
+        _wait_for_deleted()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, Any]:
     report = yield
-    if report.failed:
+    if report.failed and time.time() < _END:
         report.sections += [(f"namespace {name}", state(name)) for name in _alive]
     return report

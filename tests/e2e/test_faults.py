@@ -188,6 +188,7 @@ def outage(component: str, seconds: int, path: str) -> Iterator[None]:
         assert process.wait(120) == 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("component", "seconds"), [("kubelet", 10), ("kube-apiserver", 15)])
 def test_nothing_is_lost_while_a_component_is_down(cluster: str, tmp_path: Path, component: str, seconds: int) -> None:
     """The kubelet carries port-forwards."""

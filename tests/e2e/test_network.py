@@ -17,6 +17,7 @@ import pytest
 from tests.e2e._cluster import Cluster, install, run_pods, started, tiny_pod
 from tests.e2e.conftest import Object, apply, get, kubectl, new_namespace, unproved, until
 
+pytestmark = pytest.mark.alone
 PORTS = (6379, 8265, 10001, 8080, 44217, 44227, 52365, 52366)
 API = (8265, 52365)
 OPEN = {"head": {6379, 8265, 10001, 8080, 44217, 44227, 52365}, "worker": {8080, 52365}}

@@ -15,6 +15,7 @@ import pytest
 from tests.e2e._cluster import install, tiny_pod
 from tests.e2e.conftest import Object, apply, get, kubectl, new_namespace, unproved, until
 
+pytestmark = pytest.mark.alone
 LEASES = "kube-node-lease"
 VALUE = "reserved"
 RENEWAL = 5.0  # seconds; past 40 a node counts as lost

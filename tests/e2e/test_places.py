@@ -65,6 +65,7 @@ def without_definitions() -> Iterator[None]:
             kubectl("wait", "--for=condition=Established", *names, "--timeout=1m", timeout=70)
 
 
+@pytest.mark.alone
 def test_a_kubernetes_without_rays_kinds(tmp_path: Path) -> None:
     nowhere = Cluster("default")
     data = json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json").stdout)

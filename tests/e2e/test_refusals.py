@@ -41,6 +41,7 @@ def operator() -> Iterator[str]:
         until("nothing is left", lambda: not inventory(namespace), namespace=namespace)
 
 
+@pytest.mark.alone
 def test_a_second_operator_is_refused(operator: str, namespace: str) -> None:
     said = helm("install", "second", CHART, "-n", namespace, check=False)
     message = f"a KubeRay operator runs already in namespace {operator}: set kuberay-operator.enabled=false to use it"
@@ -48,6 +49,7 @@ def test_a_second_operator_is_refused(operator: str, namespace: str) -> None:
     assert inventory(namespace) == set()
 
 
+@pytest.mark.alone
 def test_a_cluster_uses_the_operator_that_is_there(operator: str, namespace: str) -> None:
     if not any(name.startswith("ClusterRole") for name in inventory(operator)):
         unproved(
