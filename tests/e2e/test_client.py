@@ -92,10 +92,13 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(namespace: str, *args: str, kubeconfig: Path | None = None) -> "subprocess.Popen[bytes]":
-    env = {**user_environment(), "RAY_WORKLOAD_ADDRESS": f"kubernetes:///{namespace}/ray", "PYTHONPATH": str(ROOT)}
-    if kubeconfig:
-        env["KUBECONFIG"] = str(kubeconfig)
+def environment(namespace: str, **more: str) -> dict[str, str]:
+    address = f"kubernetes:///{namespace}/ray"
+    return {**user_environment(), "RAY_WORKLOAD_ADDRESS": address, "PYTHONPATH": str(ROOT), **more}
+
+
+def start(namespace: str, *args: str, kubeconfig: Path | None = None, **more: str) -> "subprocess.Popen[bytes]":
+    env = environment(namespace, **more, **({"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}))
     command = [sys.executable, "-m", "client", *args]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -224,7 +227,7 @@ def test_a_wrong_place_is_one_line(cluster: str) -> None:
     assert nowhere.returncode == 69 and "there is no RayCluster ray in namespace no-such-namespace" in error(nowhere)
 
 
-def test_a_suspended_cluster_is_waited_for_and_several_are_listed(cluster: str) -> None:
+def test_a_suspended_cluster_is_waited_for_and_several_are_listed(cluster: str, tmp_path: Path) -> None:
     live = get("raycluster", "ray", "-n", cluster)
     metadata = {"name": "other", "namespace": cluster}
     apply(
@@ -242,6 +245,17 @@ def test_a_suspended_cluster_is_waited_for_and_several_are_listed(cluster: str) 
         cluster, "submit", "--address", f"kubernetes:///{cluster}/other", "--wait-cluster", "2", "--", "true"
     )
     assert waited.returncode == 124 and b"suspended" in waited.stderr
+    waiting = start(
+        cluster, "submit", "--address", f"kubernetes:///{cluster}/other", "--", "true", TMPDIR=str(tmp_path)
+    )
+    assert waiting.stderr
+    while b"waiting for RayCluster" not in (line := waiting.stderr.readline()):
+        assert line, "it does not wait"
+    assert [*tmp_path.iterdir()], "it has packed nothing"
+    waiting.terminate()
+    _, err = waiting.communicate(timeout=10)
+    assert (waiting.returncode, [*tmp_path.iterdir()]) == (130, []), err
+    assert err == b"ray-workload: interrupted\n"
     for command in (["list"], ["status"], ["logs", "x"], ["stop", "x"]):
         done = client(cluster, command[0], "--address", f"kubernetes:///{cluster}/other", *command[1:])
         assert (done.returncode, done.stderr.count(b"\n")) == (69, 1), done.stderr
@@ -322,9 +336,8 @@ def waited(namespace: str, job: str) -> float:
 def test_the_clients_own_output_is_not_uploaded(cluster: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import os; print(sorted(os.listdir()))")
     (tmp_path / ".env").write_text("left out, and a line of it said while packing")
-    env = {**user_environment(), "RAY_WORKLOAD_ADDRESS": f"kubernetes:///{cluster}/ray", "PYTHONPATH": str(ROOT)}
     command = f"exec {shlex.quote(sys.executable)} -m client submit train.py > train.log 2>&1"
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, timeout=120, check=False)
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment(cluster), timeout=120, check=False)
     log = (tmp_path / "train.log").read_text()
     assert done.returncode == 0 and "not uploaded because it looks like a secret: .env" in log, log
     assert "\n['train.py']\n" in log
