@@ -40,9 +40,12 @@ def _resources(group: Object) -> dict[str, float]:
 
 
 def _number(quantity: object) -> float:
-    """A quantity of Kubernetes, such as 500m or 4Gi; without end where it is not one, so that nothing is refused."""
+    """A quantity of Kubernetes, such as 500m or 4Gi, rounded up as Ray does; infinite if it is not one."""
     read = re.fullmatch(r"([\d.]+(?:[eE][+-]?\d+)?)([a-zA-Z]*)", str(quantity))
-    return float(read[1]) * _UNITS[read[2]] if read and read[2] in _UNITS else math.inf
+    if not read or read[2] not in _UNITS:
+        return math.inf
+    amount = float(read[1]) * _UNITS[read[2]]
+    return math.ceil(round(amount, 3)) if isinstance(quantity, str) else amount  # Ray's own numbers stay as they are
 
 
 def _custom(quoted: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from tests.e2e._cluster import new_cluster
 from tests.e2e.conftest import until
 from tests.e2e.test_client import client, driver
 
-SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}  # Ray rounds up to 1 CPU
 VALUES = {
     "ray-cluster": {
         "head": {
@@ -40,10 +40,12 @@ def test_an_accelerator_of_a_group_without_pods(tmp_path: Path) -> None:
         until("the head", lambda: ray.pods("head"), namespace=ray.namespace)
         refused = client(ray.namespace, "submit", "--accelerator", "A100", "--", "true")
         assert refused.returncode == 2, refused.stderr
-        assert b"1 GPU A100 that the driver wants: head has 0 GPU, l4 has 1 GPU L4" in refused.stderr
+        known = b"(head has 0 GPU; l4 has 1 GPU L4; a live node has 0 GPU)"
+        assert b"no node of the cluster has the 1 GPU A100 that the driver asks for " + known in refused.stderr
         assert not ray.pods("worker")
 
-        done = client(ray.namespace, "submit", "--accelerator", "L4", "--", "python", "-c", WHERE, timeout=240)
+        options = ["--accelerator", "L4", "--num-cpus", "1"]
+        done = client(ray.namespace, "submit", *options, "--", "python", "-c", WHERE, timeout=240)
         assert done.returncode == 0, done.stderr
         host, gpu = driver(done).decode().split()
         assert host.startswith("ray-l4-worker-") and gpu == "0"
