@@ -33,7 +33,7 @@ import psutil
 from client.ray_api.jobs import RayJobs
 from client.ray_api.record import JobRecord
 from client.targets.embedded import target as embedded
-from client.targets.target import Endpoint
+from client.targets.target import Target as Head
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "build" / "bench.json"
@@ -134,24 +134,24 @@ class Bench:
     """Both sides of each row; `facts` is what was seen beside the times, by name."""
 
     scratch: Path
-    endpoint: Endpoint | None = None
+    head: Head | None = None
     env: dict[str, str] = field(default_factory=dict)
     facts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def wait(self, ready: Callable[[JobRecord], bool]) -> None:
         """Wait until all jobs of the warm head, if there is one, are ready for what comes next."""
         deadline = time.monotonic() + LIMIT_SECONDS
-        while self.endpoint and not all(map(ready, RayJobs(self.endpoint).list())):
+        while self.head and not all(map(ready, RayJobs(self.head).list())):
             if time.monotonic() > deadline:
                 raise SystemExit(f"a job is not ready after {LIMIT_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
 
     def sides(self, name: str) -> list[Side]:
         """Our side and the others, as TARGETS has them."""
-        where, there = ["--address", "embedded"], ["--address", self.endpoint.url if self.endpoint else ""]
+        where, there = ["--address", "embedded"], ["--address", self.head.http.server.url if self.head else ""]
 
         def timed(*command: str, times: int = 1) -> Side:
-            env = self.env if command[0] == RAY and self.endpoint else None
+            env = self.env if command[0] == RAY and self.head else None
             return lambda: sum(run(*command, env=env)[0] for _ in range(times))
 
         ours = timed(*CLIENT, "submit", *where, SIMPLE_JOB)
@@ -203,11 +203,11 @@ class Bench:
 
     def measure(self, name: str, runs: int) -> list[dict[str, Any]]:
         """Measure the rows of a name, each side in turn."""
-        if name not in WITHOUT_HEAD and self.endpoint is None:
+        if name not in WITHOUT_HEAD and self.head is None:
             embedded.up()
-            self.endpoint = embedded.warm()
-            assert self.endpoint is not None, "it was just started"
-            self.env = with_token(self.scratch, self.endpoint.headers["Authorization"].removeprefix("Bearer "))
+            self.head = embedded.warm()
+            assert self.head is not None, "it was just started"
+            self.env = with_token(self.scratch, self.head.http.server.headers["Authorization"].removeprefix("Bearer "))
         sides = self.sides(name)
         times: list[list[float]] = [[] for _ in sides]
         slow: list[Side] = []
