@@ -20,8 +20,8 @@ Entry = dict[str, Any]
 
 _ENTRIES = {"clusters": "cluster", "contexts": "context", "users": "user"}
 _PATHS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")  # relative to the file they are in
-# kind, k3d, Docker Desktop, Rancher Desktop and OrbStack give the context and its cluster one name; minikube, whose
-# profiles may have any name, marks both. kind in Docker Desktop is `docker-desktop`, too.
+# kind, k3d, Docker Desktop, Rancher Desktop and OrbStack give the context and its cluster one name. minikube, whose
+# profiles may have any name and address, adds an extension to the cluster.
 _LOCAL_NAME = re.compile(r"(kind|k3d)-.+|docker-desktop|rancher-desktop|orbstack")
 _LOCAL_HOST = re.compile(r"localhost|127\.[\d.]+|::1|0\.0\.0\.0|(kubernetes|host)\.docker\.internal")
 _MINIKUBE = "minikube.sigs.k8s.io"

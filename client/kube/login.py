@@ -206,14 +206,15 @@ def _provider_token(context: kubeconfig.Context) -> bytes:
         "clusters": [{"name": "it", "cluster": {"server": context.cluster["server"]}}],
         "users": [{"name": "it", "user": {"auth-provider": provider}}],
     }
+    what = f"the auth-provider of context {context.name} gives no token"
     try:
         load_kube_config_from_dict(config, client_configuration=configuration)
         header = configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
-        assert header
-        return header.removeprefix("Bearer ").encode()
-    except Exception as error:  # of Google's, OAuth's or urllib3's classes
-        what = f"the auth-provider of context {context.name} gives no token ({reason(error)})"
-        raise NotAuthorised(what, "log in again") from error
+    except Exception as error:  # Google's, OAuth's and urllib3's errors have no base in common
+        raise NotAuthorised(f"{what} ({reason(error)})", "log in again") from error
+    if not header:
+        raise NotAuthorised(what, "log in with a plugin (`exec` of the kubeconfig's user) instead")
+    return header.removeprefix("Bearer ").encode()
 
 
 def _token(owner: str, content: bytes) -> str:

@@ -204,9 +204,13 @@ def test_every_kind_of_user(
 
 
 def test_an_auth_provider_that_gives_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, SERVER, {"auth-provider": {"name": "azure"}})))
-    with pytest.raises(NotAuthorised, match="the auth-provider of context far gives no token .*: log in again"):
-        kube.login(None)
+    for provider, hint in (
+        ({"name": "azure"}, "log in with a plugin"),
+        ({"name": "oidc", "config": {}}, "log in again"),
+    ):
+        monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, SERVER, {"auth-provider": provider})))
+        with pytest.raises(NotAuthorised, match=f"the auth-provider of context far gives no token.*: {hint}"):
+            kube.login(None)
 
 
 def test_a_plugin_beside_the_kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,8 @@ def without_definitions() -> Iterator[None]:
 def test_a_kubernetes_without_rays_kinds(tmp_path: Path) -> None:
     nowhere = Cluster("default")
     data = json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json").stdout)
-    data["current-context"] = data["contexts"][0]["name"] = "kind-none"  # so that it is looked at unasked
+    minikube = {"name": "cluster_info", "extension": {"provider": "minikube.sigs.k8s.io"}}
+    data["clusters"][0]["cluster"]["extensions"] = [minikube]  # so that it is looked at unasked
     local = tmp_path / "kubeconfig"
     local.touch(0o600)
     local.write_text(json.dumps(data))

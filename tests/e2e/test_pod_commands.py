@@ -169,7 +169,7 @@ def test_in_which_pod(ray: Cluster) -> None:
     assert client(ray, "exec", "--worker", "0", "--", "hostname").stdout.decode().strip() == ray.name("worker")
     done = client(ray, "exec", "--worker", "1", "--", "hostname")
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
-    assert b"one worker: give --worker 0" in done.stderr
+    assert b"no worker 1: it has 1, numbered from 0" in done.stderr
 
 
 def test_a_reader_that_leaves(ray: Cluster) -> None:
