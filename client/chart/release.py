@@ -31,15 +31,6 @@ class Release:
     def _cluster(self) -> Cluster:
         return Cluster(self.api, {"metadata": {"namespace": self.namespace, "name": self.cluster}})
 
-    def check_reachable(self) -> None:
-        """Ask for what every login may see.
-
-        Raises:
-            Unreachable: there is no answer.
-            NotAuthorised: the login is refused.
-        """
-        self.api.get("/version")
-
     def wait_ready(self, note: Note, seconds: float) -> None:
         """Wait until the head and the minimum of workers are ready.
 
@@ -74,8 +65,7 @@ class Release:
         minimum = _minimum_workers(found)
         if "head" in ready and ready.count("worker") >= minimum and status.get("state") == "ready":
             return ""
-        waiting = [pod for pod in pods if not is_ready(pod)]
-        if waiting:
+        if waiting := [pod for pod in pods if not is_ready(pod)]:
             return self.api.why_not_ready(min(waiting, key=node_type))  # a head before workers
         if "head" not in ready:
             return self._why_no_operator() or cluster.why_not_ready() or "it has no head pod yet"

@@ -26,6 +26,11 @@ class Remnant(NamedTuple):
     def __str__(self) -> str:
         return f"{self.kind}/{self.path.rpartition('/')[2]}"
 
+    @property
+    def is_claim(self) -> bool:
+        """Whether it is a volume claim, which is kept unless the user wants otherwise."""
+        return self.kind == "PersistentVolumeClaim"
+
 
 class Remains:
     """The objects with a release's label: in its namespace, and outside where they name that namespace."""
@@ -58,27 +63,12 @@ class Remains:
             self._end([*jobs, Remnant("RayCluster", f"{self._ray}/rayclusters/{name}")], note)
 
     def _end(self, remnants: list[Remnant], note: Note) -> None:
-        for remnant in remnants:
-            self._api.delete(remnant.path)
-        if remaining := self._wait_gone(remnants, note, _OPERATOR_SECONDS):
+        if remaining := self._delete(remnants, remnants, note, _OPERATOR_SECONDS):
             names = ", ".join(map(str, remaining))
-            raise TimedOut(
-                f"{names} did not end in {_OPERATOR_SECONDS:g} s", "check that a KubeRay operator is running"
-            )
-
-    def _wait_gone(self, remnants: list[Remnant], note: Note, seconds: float) -> list[Remnant]:
-        remaining = remnants
-
-        def names() -> str:
-            nonlocal remaining
-            remaining = [remnant for remnant in remaining if self._api.get(remnant.path)]
-            return ", ".join(map(str, remaining))
-
-        wait(names, seconds, lambda names: note(f"waiting until {names} is deleted"))
-        return remaining
+            raise TimedOut(f"{names} did not end in {_OPERATOR_SECONDS:g} s", "check that a KubeRay operator runs")
 
     def remove(self, remnants: list[Remnant], note: Note, seconds: float) -> list[Remnant]:
-        """Delete what nobody else does, hooks and volume claims, and wait until all is gone.
+        """Wait until all is gone; hooks and volume claims are deleted, which nobody else does.
 
         Args:
             remnants: what is to be gone.
@@ -88,10 +78,19 @@ class Remains:
         Returns:
             What exists all the same.
         """
-        for remnant in remnants:
-            if remnant.hook or remnant.kind == "PersistentVolumeClaim":
-                self._api.delete(remnant.path)
-        return self._wait_gone(remnants, note, seconds)
+        return self._delete([r for r in remnants if r.hook or r.is_claim], remnants, note, seconds)
+
+    def _delete(self, deleted: list[Remnant], awaited: list[Remnant], note: Note, seconds: float) -> list[Remnant]:
+        for remnant in deleted:
+            self._api.delete(remnant.path)
+
+        def names() -> str:
+            nonlocal awaited
+            awaited = [remnant for remnant in awaited if self._api.get(remnant.path)]
+            return ", ".join(map(str, awaited))
+
+        wait(names, seconds, lambda names: note(f"waiting until {names} is deleted"))
+        return awaited
 
     def find(self) -> list[Remnant]:
         """All objects of the release that exist, except CRDs."""

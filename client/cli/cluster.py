@@ -63,14 +63,15 @@ def log_in(target: str, context: str | None) -> "Login":
     """Log in to the context that was named, or else to the current one, if it is of the target's kind."""
     from client.cli.output import note
     from client.kube import login as kubeconfig
+    from client.kube.api import Api
 
     local = kubeconfig.local_context() if target == "local" else None
     login = kubeconfig.login(context or local)
-    if context:
-        return login
-    if local or (target == "gke" and (login.context or "").startswith("gke_")):
+    if not context:
+        if not local and not (target == "gke" and (login.context or "").startswith("gke_")):
+            current = f"the current context {login.context}" if login.context else "this pod's service account"
+            kind = "a local cluster (`ci/kind create` makes one)" if target == "local" else "known to be on GKE"
+            raise UsageError(f"{current} is not {kind}", "name the cluster with --context")
         note(f"using the current context, {login.context}")
-        return login
-    current = f"the current context {login.context}" if login.context else "this pod's service account"
-    kind = "a local cluster (`ci/kind create` makes one)" if target == "local" else "known to be on GKE"
-    raise UsageError(f"{current} is not {kind}", "name the cluster with --context")
+    Api(login).get("/version")  # whatever a login may do, it may see this: the error is better than helm's
+    return login

@@ -12,8 +12,7 @@ from client.errors import ClientError, HelmFailed, HookStuck, UsageError
 if TYPE_CHECKING:
     from client.chart.helm import Helm
     from client.chart.release import Release
-    from client.chart.remains import Remains, Remnant
-    from client.kube.login import Login
+    from client.chart.remains import Remains
     from client.wait import Note
 
 _REMAINS_SECONDS = 120.0  # for what Kubernetes itself removes after a release
@@ -24,7 +23,7 @@ _REMAINS_SECONDS = 120.0  # for what Kubernetes itself removes after a release
 @namespace_option
 @context_option
 @click.option("--purge", is_flag=True, help="Also delete the release's volume claims and the data in them.")
-@click.option("--yes", is_flag=True, help="Do not ask; required where there is no terminal (not for embedded).")
+@click.option("--yes", is_flag=True, help="Do not ask first. Needed for local and gke where there is no terminal.")
 @click.pass_context
 def down(ctx: click.Context, /, target: str, namespace: str, context: str | None, purge: bool, yes: bool) -> None:
     """Stop the Ray that `up` started, with its jobs, and remove all that `up` made and nothing else."""
@@ -38,31 +37,25 @@ def down(ctx: click.Context, /, target: str, namespace: str, context: str | None
         return
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(f"`down {target}` asks before it removes a release, and there is no terminal", "add --yes")
-    _down(log_in(target, context), namespace, purge=purge, yes=yes)
-
-
-def _down(login: "Login", namespace: str, *, purge: bool, yes: bool) -> None:
     from client.chart.helm import RELEASE, Helm
     from client.chart.release import Release
     from client.chart.remains import Remains
-    from client.cli.output import note
+    from client.kube.cluster import address_of
 
-    where = f"{login.context}/{namespace}"
+    login = log_in(target, context)
     helm, release = Helm(login.context, namespace), Release(login, namespace, RELEASE)
-    release.check_reachable()
+    remains, where = Remains(release), f"{login.context}/{namespace}"
     exists, cluster = helm.find()
     release.cluster = cluster["metadata"]["name"] if cluster else None
-    remains = Remains(release)
     remnants = remains.find()
-    found = exists or any(purge or not _is_claim(remnant) for remnant in remnants)
+    found = exists or any(purge or not remnant.is_claim for remnant in remnants)
     if found and not yes:
-        jobs = _running_jobs(login, namespace, release.cluster) if release.cluster else ""
-        click.echo(
-            f"This removes release {RELEASE} in namespace {namespace} of context {login.context}{jobs}:", err=True
-        )
+        jobs = _running_jobs(address_of(login, namespace, release.cluster)) if release.cluster else ""
+        what = f"release {RELEASE} in namespace {namespace} of context {login.context}"
+        click.echo(f"This removes {what}{jobs}:", err=True)
         for remnant in remnants:
-            if remnant.kind.startswith("Ray") or (purge and _is_claim(remnant)):
-                click.echo(f"  {remnant}{' and its data' if _is_claim(remnant) else ''}", err=True)
+            if remnant.kind.startswith("Ray") or (purge and remnant.is_claim):
+                click.echo(f"  {remnant}{' and its data' if remnant.is_claim else ''}", err=True)
         if not click.confirm("Continue?", err=True):
             raise ClientError("nothing was removed")
     with status_line() as show:
@@ -70,30 +63,24 @@ def _down(login: "Login", namespace: str, *, purge: bool, yes: bool) -> None:
             remains.end_own_jobs(show)
             _uninstall(helm, release, remains, show)
             remnants = remains.find()
-        kept = [remnant for remnant in remnants if _is_claim(remnant) and not purge]
+        kept = [remnant for remnant in remnants if remnant.is_claim and not purge]
         remaining = remains.remove([remnant for remnant in remnants if remnant not in kept], show, _REMAINS_SECONDS)
     for claim in kept:
         note(f"{claim} is kept: `--purge` deletes it and its data")
     if remaining:
         what = f"release {RELEASE} in {where} is removed, but these objects remain: {', '.join(map(str, remaining))}"
         raise ClientError(what, "check their finalizers, then run `down` again")
-    end = "is removed: only CRDs remain" if found else "does not exist: nothing to remove"
-    note(f"release {RELEASE} in {where} {end}")
+    note(f"release {RELEASE} in {where} {'is removed: only CRDs remain' if found else 'does not exist'}")
 
 
-def _is_claim(remnant: "Remnant") -> bool:
-    return remnant.kind == "PersistentVolumeClaim"
-
-
-def _running_jobs(login: "Login", namespace: str, cluster: str) -> str:
+def _running_jobs(address: str) -> str:
     """How many jobs a cluster runs, for the question, or "" where it does not say."""
-    from client.kube.cluster import address_of
     from client.ray_api.jobs import RayJobs
     from client.targets.kubernetes import connect
 
-    with suppress(ClientError), connect(address_of(login, namespace, cluster)) as target:
+    with suppress(ClientError), connect(address) as target:
         running = sum(job.status == "RUNNING" for job in RayJobs(target).list())
-        return f" ({running} job{'s are' if running != 1 else ' is'} running on it)"
+        return f", where {running} job{'s are' if running != 1 else ' is'} running"
     return ""
 
 
@@ -102,13 +89,18 @@ def _uninstall(helm: "Helm", release: "Release", remains: "Remains", show: "Note
     from client.cli.output import note
 
     def watch() -> None:
-        why = release.check_hook()
-        show(f"waiting for the chart's cleanup: {why}" if why else f"helm uninstalls: {release.count_pods()} pods left")
+        show(f"helm uninstalls the release: {release.count_pods()} pods are left")
 
-    show("helm uninstalls")
+    def watch_hook() -> None:
+        if why := release.check_hook():
+            show(f"helm is waiting for the chart's cleanup: {why}")
+        else:
+            watch()
+
+    show("helm uninstalls the release")
     try:
-        helm.uninstall(watch)
+        helm.uninstall(watch_hook)
     except (HelmFailed, HookStuck) as error:
         note(f"the chart's own cleanup failed ({error}): cleaning up from here")
         remains.end_cluster(show)
-        helm.uninstall(lambda: show(f"helm uninstalls: {release.count_pods()} pods left"), hooks=False)
+        helm.uninstall(watch, hooks=False)

@@ -1,7 +1,6 @@
 """The command `up`: start Ray and keep it, on this machine or as the chart's release on a cluster."""
 
 import time
-from typing import Any
 
 import click
 
@@ -25,20 +24,9 @@ from client.cli.options import Duration
     help="How long to wait for Ray to be ready. Nothing is removed when the time is over.",
 )
 @click.pass_context
-def up(ctx: click.Context, /, target: str, **options: Any) -> None:
-    """Start Ray and keep it running: on this machine (embedded), or with the chart on a cluster (local, gke)."""
-    if target == "embedded":
-        from client.cli.output import note
-        from client.targets.embedded import target as embedded
-
-        refuse_options(ctx)
-        started = "is running" if embedded.up() else "was already running"
-        note(f"embedded Ray {started}: `submit` uses it until `down embedded`")
-        return
-    _up(target, **options)
-
-
-def _up(
+def up(
+    ctx: click.Context,
+    /,
     target: str,
     chart: str | None,
     files: tuple[str, ...],
@@ -47,19 +35,26 @@ def _up(
     context: str | None,
     timeout: float,
 ) -> None:
+    """Start Ray and keep it running: on this machine (embedded), or with the chart on a cluster (local, gke)."""
+    from client.cli.output import note, print_line
+
+    if target == "embedded":
+        from client.targets.embedded import target as embedded
+
+        refuse_options(ctx)
+        started = "is running" if embedded.up() else "was already running"
+        note(f"embedded Ray {started}: `submit` uses it until `down embedded`")
+        return
     from client.chart.helm import RELEASE, Helm, find_chart
     from client.chart.release import Release
-    from client.cli.output import note, print_line
     from client.kube.cluster import address_of
 
     end = time.monotonic() + timeout
     chart = find_chart(chart, files)
     login = log_in(target, context)
     helm, release = Helm(login.context, namespace), Release(login, namespace, RELEASE)
-    where = f"{login.context}/{namespace}"
-    release.check_reachable()
     with status_line() as show:
-        show(f"helm installs {chart} into {where}")
+        show(f"helm installs {chart} into {login.context}/{namespace}")
 
         def watch() -> None:
             if why := release.why_hook_waits():
@@ -70,7 +65,7 @@ def _up(
             release.cluster = found["metadata"]["name"]
             release.wait_ready(show, end - time.monotonic())
     if not found:
-        note(f"the operator is installed in {where}, without a RayCluster (ray-cluster.enabled=false)")
+        note(f"the operator is installed in {login.context}/{namespace}, without a RayCluster")
         return
     if older := release.count_older_pods():
         note(f"{older} pods still run as before this change: --set rollout.enabled=true replaces them, and ends jobs")

@@ -3,10 +3,12 @@ given. The rest is live, in tests/e2e."""
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 
 from client.chart.helm import Helm, find_chart
 from client.errors import ClientError, UsageError
+from tests.client.server import Handler, serving
 from tests.client.test_kubernetes import config
 from tests.conftest import ROOT, Cli
 
@@ -232,6 +235,119 @@ def test_which_cluster_is_meant(
     done = run(command, target, *args, *more, env={"KUBECONFIG": str(config(tmp_path, server, {}, context))})
     assert (done.returncode, done.stdout) == (code, b""), done.stderr
     assert says in done.stderr.decode()
+
+
+# Stands for a helm that knows the release; it writes down what else it is told to do.
+KNOWING = f"""#!{sys.executable}
+import json, pathlib, sys
+if sys.argv[1] == "version":
+    print("v3.22.0", end="")
+elif sys.argv[1] == "status":
+    info = {{"status": "deployed", "last_deployed": "2026-01-01T00:00:00Z"}}
+    manifest = "kind: RayCluster\\nmetadata: {{name: it}}"
+    print(json.dumps({{"name": "ray", "namespace": "ray", "version": 1, "info": info, "manifest": manifest}}))
+else:
+    with open(pathlib.Path(__file__).parent / "told", "a") as told:
+        told.write(sys.argv[1] + "\\n")
+"""
+CLAIMS = "/api/v1/namespaces/ray/persistentvolumeclaims"
+CLUSTER = {
+    "metadata": {"namespace": "ray", "name": "it"},
+    "spec": {"headGroupSpec": {"template": {"spec": {"containers": [{}]}}}},
+}
+
+
+class Cluster:
+    """An API server with a RayCluster, a volume claim, and a Ray with a running job."""
+
+    def __init__(self, folder: Path) -> None:
+        kind = {"resource": "persistentvolumeclaims", "responseKind": {"kind": "PersistentVolumeClaim"}}
+        version = {"version": "v1", "resources": [{**kind, "scope": "Namespaced", "verbs": ["list"]}]}
+        self.requests: list[tuple[str, str]] = []
+        self.objects: dict[str, object] = {
+            "/version": {},
+            "/api": {"items": [{"versions": [version]}]},
+            CLAIMS: {"items": [{"metadata": {"name": "data"}}]},
+            f"{CLAIMS}/data": {},
+            "/apis/ray.io/v1/namespaces/ray/rayclusters": {"items": [CLUSTER]},
+            "/api/v1/namespaces/ray/services/http:it-head-svc:8265/proxy/api/jobs/": [
+                {"submission_id": "one", "status": "RUNNING"},
+                {"submission_id": "two", "status": "SUCCEEDED"},
+            ],
+        }
+        self.helm = folder / "knowing"
+        self.helm.mkdir()
+        (self.helm / "helm").write_text(KNOWING)
+        (self.helm / "helm").chmod(0o755)
+
+    def answer(self, request: Handler, _: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        path = request.path.partition("?")[0]
+        self.requests.append((request.command, path))
+        if request.command == "DELETE":
+            self.objects.pop(path)
+        found = self.objects.get(path, {"items": []} if "?" in request.path else None)
+        return 404 if found is None else 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
+
+    def removed(self) -> tuple[list[str], list[str]]:
+        """What helm was told, and the paths that were deleted."""
+        told = self.helm / "told"
+        lines = told.read_text().split() if told.exists() else []
+        return lines, [path for method, path in self.requests if method == "DELETE"]
+
+
+def down(folder: Path, server: str, helm: Path, *args: str, answer: str | None = None) -> tuple[int, str]:
+    """Run `down` with this answer on a terminal, or without a terminal; its exit code and what it says."""
+    command = [sys.executable, "-m", "client", "down", "local", "--context", "far", *args]
+    env = {**os.environ, "KUBECONFIG": str(config(folder, server, {})), "PATH": f"{helm}:{os.environ['PATH']}"}
+    if answer is None:
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, env=env, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        os.write(ours, answer.encode())
+        said = b""
+        try:
+            while part := os.read(ours, 4096):
+                said += part
+        except OSError:
+            pass  # Linux ends a terminal whose other side is closed with EIO
+    os.close(ours)
+    return process.returncode, said.decode().replace("\r\n", "\n")
+
+
+def test_down_asks_on_a_terminal(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    with serving(cluster.answer) as server:
+        code, said = down(tmp_path, server, cluster.helm, "--purge", answer="n\n")
+        assert code == 1 and "nothing was removed" in said, said
+        question = (
+            "This removes release ray in namespace ray of context far, where 1 job is running:\n"
+            "  PersistentVolumeClaim/data and its data\n"
+            "Continue? [y/N]: "
+        )
+        assert question in said, said
+        assert cluster.removed() == ([], [])
+
+        code, said = down(tmp_path, server, cluster.helm, answer="\n")
+        assert code == 1 and "running:\nContinue? [y/N]: " in said, said
+        assert cluster.removed() == ([], [])
+
+        code, said = down(tmp_path, server, cluster.helm, "--purge", answer="y\n")
+        assert code == 0 and "is removed: only CRDs remain" in said, said
+        assert cluster.removed() == (["uninstall"], [f"{CLAIMS}/data"])
+
+
+def test_down_without_a_terminal_needs_yes(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    with serving(cluster.answer) as server:
+        code, said = down(tmp_path, server, cluster.helm, "--purge")
+        assert code == 2 and said.endswith("there is no terminal: add --yes\n"), said
+        assert (cluster.removed(), cluster.requests) == (([], []), [])
+
+        code, said = down(tmp_path, server, cluster.helm, "--yes")
+        assert code == 0 and "PersistentVolumeClaim/data is kept" in said and "This removes" not in said, said
+        assert cluster.removed() == (["uninstall"], [])
 
 
 @pytest.mark.parametrize(
