@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,6 +21,11 @@ from client.wait import Note, silent
 WAIT_CLUSTER_SECONDS = 900.0
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 _SIMPLE = {"working_dir", "py_modules", "excludes", "env_vars"}  # the parts of a runtime_env that the client checks
+
+
+def preload_sdk() -> None:
+    """Start to import Ray's SDK, which takes as long as everything else before a job is sent."""
+    Thread(target=import_module, args=("client.ray_api.sdk",), daemon=True).start()
 
 
 def _no_progress(_: str, __: int) -> AbstractContextManager[Callable[[int], object]]:
@@ -168,7 +172,7 @@ def send(
     Raises:
         ClientError: one of its kinds; `client.errors` has them all.
     """
-    Thread(target=import_module, args=("client.ray_api.sdk",), daemon=True).start()  # while others have our requests
+    preload_sdk()
     with ExitStack() as stack:
         target = stack.enter_context(connect(address, start_in=None if detached else request.folder or Path.cwd()))
         note(f"address {target.address} ({'a Ray of its own' if target.ends_with_us else address.source})")
@@ -199,6 +203,8 @@ def send(
 
 def _check_version(jobs: RayJobs, note: Note) -> None:
     """Warn of a server of another Ray, which mostly works; what has no job API is refused by `version`."""
-    theirs, ours = jobs.version()["ray_version"], version("ray")
+    from ray import __version__ as ours  # as the SDK has imported it
+
+    theirs = jobs.version()["ray_version"]
     if theirs != ours:
         note(f"the cluster runs Ray {theirs}, this client Ray {ours}: if a job fails, use an image with Ray {ours}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -379,20 +380,26 @@ def test_a_worker_deleted_under_a_job(cluster: str, scripts: Path) -> None:
     assert (process.returncode, b"sum 1\n" in out) == (0, True), err
 
 
-@pytest.fixture
-def api_server(tmp_path: Path) -> Iterator[tuple[FaultProxy, Path]]:
-    """The API server behind a proxy of ours, and a kubeconfig that leads there."""
+@contextmanager
+def proxied(folder: Path, name: str) -> Iterator[tuple[FaultProxy, Path]]:
+    """The API server behind a proxy of ours, and a kubeconfig that leads there, whose context has this name."""
     command = ["kubectl", "proxy", "--port=0"]
     with subprocess.Popen(command, env=user_environment(), stdout=subprocess.PIPE, text=True) as kubectl_proxy:
         assert kubectl_proxy.stdout
         host, port = kubectl_proxy.stdout.readline().split()[-1].split(":")
         with FaultProxy((host, int(port))) as proxy:
-            context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-            config = {"clusters": [{"name": "c", "cluster": {"server": proxy.url}}], "contexts": [context]}
-            path = tmp_path / "kubeconfig"
-            path.write_text(json.dumps({**config, "users": [{"name": "u", "user": {}}], "current-context": "c"}))
+            context = {"name": name, "context": {"cluster": name, "user": "u"}}
+            config = {"clusters": [{"name": name, "cluster": {"server": proxy.url}}], "contexts": [context]}
+            path = folder / "kubeconfig"
+            path.write_text(json.dumps({**config, "users": [{"name": "u", "user": {}}], "current-context": name}))
             yield proxy, path
         kubectl_proxy.terminate()
+
+
+@pytest.fixture
+def api_server(tmp_path: Path) -> Iterator[tuple[FaultProxy, Path]]:
+    with proxied(tmp_path, "c") as made:
+        yield made
 
 
 @pytest.mark.parametrize("fault", ["cut_after_seconds", "cut_after_bytes", "silent_after_bytes", "refused for 15 s"])

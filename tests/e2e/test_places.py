@@ -12,6 +12,7 @@ import yaml
 
 from tests.e2e._cluster import Cluster, install, run_pods, tiny_pod
 from tests.e2e.conftest import Object, apply, get, kubectl, new_namespace, run, unproved, until
+from tests.e2e.test_client import proxied
 from tests.e2e.test_pod_commands import account, client
 
 LINES = 20_000
@@ -69,25 +70,20 @@ def without_definitions() -> Iterator[None]:
 @pytest.mark.alone
 def test_a_kubernetes_without_rays_kinds(tmp_path: Path) -> None:
     nowhere = Cluster("default")
-    data = json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json").stdout)
-    minikube = {"name": "cluster_info", "extension": {"provider": "minikube.sigs.k8s.io"}}
-    data["clusters"][0]["cluster"]["extensions"] = [minikube]  # so that it is looked at unasked
-    local = tmp_path / "kubeconfig"
-    local.touch(0o600)
-    local.write_text(json.dumps(data))
-    with without_definitions():
+    with without_definitions(), proxied(tmp_path, "kind-none") as (proxy, kubeconfig):  # taken for a cluster of kind
         for args in (["list"], ["status"], ["submit", "--", "true"], ["exec", "--", "true"]):
             asked = client(nowhere, args[0], "--address", "kubernetes", *args[1:])
             one_line(asked, 69, "has no RayCluster resource definition: install the chart there first")
         looked = client(nowhere, "doctor", "--address", "kubernetes")
         assert (looked.returncode, looked.stderr) == (1, b"")
-        assert "knows no RayCluster" in last_line(looked) and "helm install" in last_line(looked)
+        assert "has no RayCluster resource definition" in last_line(looked) and "helm install" in last_line(looked)
         done = run(
             sys.executable, "-m", "client", "submit", "--", "echo", "hello", check=False, timeout=120,
-            env={"KUBECONFIG": str(local)},
+            env={"KUBECONFIG": str(kubeconfig)},
         )  # fmt: skip
         assert (done.returncode, "hello\n" in done.stdout) == (0, True), done.stderr
         assert "embedded" in done.stderr and "Traceback" not in done.stderr
+        assert ("GET", "/apis/ray.io/v1/rayclusters") in proxy.requests  # it was looked at, unasked
 
 
 # In a pod
@@ -241,7 +237,7 @@ def test_two_releases_of_one_name(ray: Cluster) -> None:
             jobs = client(cluster, "list").stdout.decode()
             assert f"to-{cluster.namespace}" in jobs and f"to-{stranger.namespace}" not in jobs
         context = kubectl("config", "current-context").stdout.strip()
-        done = client(ray, "down", "local", "--context", context, "--namespace", where, timeout=200)
+        done = client(ray, "down", "local", "--context", context, "--namespace", where, "--yes", timeout=200)
         assert done.returncode == 0 and not second.pods(), done.stderr
         done = client(ray, "submit", "--", *WHERE)
         assert (done.returncode, last_line(done)) == (0, ray.name("head")), done.stderr
