@@ -51,12 +51,7 @@ class Http:
     """Sends requests to one server."""
 
     def __init__(self, server: Server, *refusals: Refusal) -> None:
-        """Make no request yet.
-
-        Args:
-            server: where to.
-            *refusals: each may turn an answer of 400 and above into an error; the first that does decides.
-        """
+        """Make no request yet. Each refusal may turn an answer of 400 and above into an error; the first does."""
         self.server = server
         self.session = _session(server)
         self._refusals = refusals

@@ -9,7 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from client.errors import ClientError, ContactLost, JobNotFound, NotFound, ServerFailed, TimedOut, Unreachable
 from client.job.stop import Stopping
@@ -46,7 +46,7 @@ def follow(
         jobs: the jobs there.
         submission_id: of the job.
         write: takes the log's bytes.
-        note: takes a line about the following itself.
+        note: takes a line about the connection.
         offset: the byte of the log to start from.
         seconds: how long to follow; None follows to the end.
         stop: stop the job meanwhile.
@@ -57,145 +57,138 @@ def follow(
         ContactLost: the record or the log could not be read for 2 minutes, of a Ray on this machine for 20 s, and the
             cluster does not say that its head is starting; or the job's node or the head that knew it is gone.
     """
-    return _Follower(target, jobs, submission_id, write, note, offset, stop).run(seconds)
+    stopping = Stopping(target, jobs, submission_id) if stop else None
+    return _Follower(target, jobs, submission_id, write, note, stopping, offset).run(seconds)
 
 
+@dataclass
 class _Follower:
-    def __init__(
-        self,
-        target: Target,
-        jobs: RayJobs,
-        submission_id: str,
-        write: Callable[[bytes], object],
-        note: Note,
-        offset: int,
-        stop: bool,
-    ) -> None:
-        self._target, self._jobs, self._id = target, jobs, submission_id
-        self._write, self._note = write, note
-        self._stopping = Stopping(target, jobs, submission_id) if stop else None
-        self._offset, self._tail = offset, b""
-        self._job: JobRecord | None = None  # as it was last read
-        self._start_time: int | None = None
-        self._contact = self._changed = self._node_seen = time.monotonic()
-        self._node_gone_since: float | None = None
-        self._noted = set[str]()
+    target: Target
+    jobs: RayJobs
+    id: str
+    write: Callable[[bytes], object]
+    note: Note
+    stopping: Stopping | None
+    offset: int
+    tail: bytes = b""
+    job: JobRecord | None = None  # as it was last read
+    start_time: int | None = None
+    contact: float = field(default_factory=time.monotonic)
+    changed: float = field(default_factory=time.monotonic)
+    node_seen: float = field(default_factory=time.monotonic)
+    node_gone_since: float | None = None
+    noted: set[str] = field(default_factory=set)
 
     def run(self, seconds: float | None) -> JobResult:
-        """Follow to the end."""
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             began, whole = time.monotonic(), False
             try:
                 if result := self._round():
                     return result
-                whole = bool(self._job and not self._jobs.logs.resumable(self._job))
-                self._contact = time.monotonic()
-                self._noted.discard("lost")
+                whole = bool(self.job and not self.jobs.logs.resumable(self.job))
+                self.contact = time.monotonic()
+                self.noted.discard("lost")
             except JobNotFound as error:
-                if not self._job:
+                if not self.job:
                     raise
-                raise ContactLost(f"job {self._id} was lost when the Ray head restarted", "submit it again") from error
+                raise ContactLost(f"job {self.id} was lost when the Ray head restarted", "submit it again") from error
             except (Unreachable, ServerFailed) as error:  # the dashboard answers 500 while a part of it restarts
                 self._retry(error)
             if end is not None and time.monotonic() >= end:
-                raise TimedOut(f"job {self._id} has not ended after {seconds:g} s", "it goes on")
+                raise TimedOut(f"job {self.id} has not ended after {seconds:g} s", "it goes on")
             self._pause(time.monotonic() - began if whole else 0.0)
 
     def _round(self) -> JobResult | None:
         """Read the record, then the log to where it ends now; the result, once both are complete."""
-        before, known = self._offset, self._job
-        job = self._job = self._jobs.get(self._id)
-        if self._stopping:
-            self._stopping.ask(job)
-        for chunk in self._jobs.logs.read(job, self._offset):
-            self._write(chunk)
-            self._offset += len(chunk)
-            self._tail = (self._tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
-            self._contact = time.monotonic()
-        if self._offset > before or not known or known.status != job.status:
-            self._changed = self._node_seen = time.monotonic()
+        before, known = self.offset, self.job
+        job = self.job = self.jobs.get(self.id)
+        if self.stopping:
+            self.stopping.ask(job)
+        for chunk in self.jobs.logs.read(job, self.offset):
+            self.write(chunk)
+            self.offset += len(chunk)
+            self.tail = (self.tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+            self.contact = time.monotonic()
+        if self.offset > before or not known or known.status != job.status:
+            self.changed = self.node_seen = time.monotonic()
         if job.status == "RUNNING":
             self._read_start_time(job)
             self._check_node(job)
-        elif job.finished and self._offset == before:
+        elif job.finished and self.offset == before:
             return self._result(job)
         return None
 
     def _result(self, job: JobRecord) -> JobResult:
-        if not self._offset and not job.node_id:
-            self._note("the job never started")
-        elif not self._jobs.logs.resumable(job) and not self._jobs.logs.ends_with(job, self._tail):
-            what = f"the log breaks off after {self._offset} bytes"
+        if not self.offset and not job.node_id:
+            self.note("the job never started")
+        elif not self.jobs.logs.resumable(job) and not self.jobs.logs.ends_with(job, self.tail):
+            what = f"the log breaks off after {self.offset} bytes"
             raise Unreachable(what, "read it again from nearer to the cluster")
         self._read_start_time(job)
-        return JobResult(replace(job, start_time=self._start_time))
+        return JobResult(replace(job, start_time=self.start_time or None))
 
     def _read_start_time(self, job: JobRecord) -> None:
-        if self._start_time is None and job.node_id:
+        if self.start_time is None and job.node_id:
             try:
-                self._start_time = self._jobs.with_start_times([job])[0].start_time or 0
+                self.start_time = self.jobs.with_start_times([job])[0].start_time or 0
             except ClientError:
                 pass  # it is only shown
 
     def _check_node(self, job: JobRecord) -> None:
         """Now and then, while the log is silent: a job whose node died may stay RUNNING for ever."""
-        if time.monotonic() - self._node_seen > _NODE_SECONDS:
-            self._node_seen = time.monotonic()
+        if time.monotonic() - self.node_seen > _NODE_SECONDS:
+            self.node_seen = time.monotonic()
             self._raise_if_node_gone(job)
 
     def _raise_if_node_gone(self, job: JobRecord) -> None:
-        if not self._jobs.node_is_gone(job.node_id):
-            self._node_gone_since = None
+        if not self.jobs.node_is_gone(job.node_id):
+            self.node_gone_since = None
             return
-        self._node_gone_since = self._node_gone_since or time.monotonic()
+        self.node_gone_since = self.node_gone_since or time.monotonic()
         if job.finished:
-            raise ContactLost(f"job {self._id} ended {job.status}", "its node is gone, and its log with it")
-        if time.monotonic() - self._node_gone_since > _VERDICT_SECONDS:
+            raise ContactLost(f"job {self.id} ended {job.status}", "its node is gone, and its log with it")
+        if time.monotonic() - self.node_gone_since > _VERDICT_SECONDS:
             raise _lost_with_node(job)
-        self._node_seen = 0.0  # ask again in the next round
+        self.node_seen = 0.0  # ask again in the next round
 
     def _retry(self, error: ClientError) -> None:
         """Return where the request that failed should be sent again, else raise."""
-        lost, job = time.monotonic() - self._contact, self._job
-        if job and job.node_id and not self._target.runtime.in_place:
+        lost, job = time.monotonic() - self.contact, self.job
+        if job and job.node_id and not self.target.runtime.in_place:
             try:
                 self._raise_if_node_gone(job)
             except (Unreachable, ServerFailed):
                 pass  # the head does not answer either
-        if lost > (_LOST_SECONDS_HERE if self._stopping or self._target.runtime.in_place else _LOST_SECONDS):
-            state = f"connection lost for {lost:.0f} s, job {self._id} may still run"
+        if lost > (_LOST_SECONDS_HERE if self.stopping or self.target.runtime.in_place else _LOST_SECONDS):
+            state = f"connection lost for {lost:.0f} s, job {self.id} may still run"
             if job and job.finished:
-                state = f"job {self._id} ended {job.status}, but its log cannot be read past byte {self._offset}"
+                state = f"job {self.id} ended {job.status}, but its log cannot be read past byte {self.offset}"
             raise ContactLost(f"{state} ({error})") from error
         self._note_once("lost", f"connection lost, retrying ({error})")
-        self._contact += self._wait_for_head()
+        self.contact += self._wait_for_head()
 
     def _wait_for_head(self) -> float:
         """Wait while the cluster says that its head is not ready: the seconds that are no loss of contact."""
         began = time.monotonic()
-        if self._target.ends_with_us:
+        if self.target.ends_with_us:
             return 0.0
         try:
-            self._target.wait_ready(lambda line: self._note_once(line, line), _RETURN_SECONDS)
+            self.target.wait_ready(lambda line: self._note_once(line, line), _RETURN_SECONDS)
         except (TimedOut, NotFound) as error:
-            raise ContactLost(f"connection lost, job {self._id} may still run ({error})") from error
+            raise ContactLost(f"connection lost, job {self.id} may still run ({error})") from error
         except ClientError:
             return 0.0  # the cluster's own API does not answer either
         return time.monotonic() - began
 
     def _note_once(self, key: str, line: str) -> None:
-        if key not in self._noted:
-            self._noted.add(key)
-            self._note(line)
+        if key not in self.noted:
+            self.noted.add(key)
+            self.note(line)
 
     def _pause(self, whole_seconds: float) -> None:
-        """Sleep until the next round.
-
-        Args:
-            whole_seconds: how long it took to read a log that is sent whole each time.
-        """
-        quiet, job = time.monotonic() - self._changed, self._job
+        """Sleep until the next round; longer where a log is sent whole each time, and that took so many seconds."""
+        quiet, job = time.monotonic() - self.changed, self.job
         if job and job.status == "PENDING" and quiet > _PENDING_SECONDS:
             self._note_once("pending", f"the job is pending: {job.message or 'Ray gives no reason'}")
         # A log that has been silent for long is read less often: at most a second late, 5 % of the wait.
@@ -204,13 +197,7 @@ class _Follower:
 
 
 def read_log(jobs: RayJobs, job: JobRecord, write: Callable[[bytes], object], offset: int) -> None:
-    """Write what there is of the log of a job that still runs.
-
-    Args:
-        jobs: the cluster's jobs.
-        job: whose log.
-        write: takes the log's bytes.
-        offset: the byte of the log to start from.
+    """Write what there is, from a byte on, of the log of a job that still runs.
 
     Raises:
         ContactLost: its node is gone, and the job with it.
@@ -229,13 +216,7 @@ def _lost_with_node(job: JobRecord) -> ContactLost:
 
 
 def tail_offset(jobs: RayJobs, job: JobRecord, lines: int) -> int:
-    """The byte of a job's log at which its last lines begin.
-
-    Args:
-        jobs: the cluster's jobs.
-        job: whose log.
-        lines: how many.
-    """
+    """The byte of a job's log at which its last lines begin."""
     size, window = jobs.logs.size(job), 64 * 1024 + 200 * lines
     while True:
         start = max(0, size - window)

@@ -28,14 +28,7 @@ class Job:
     """
 
     def __init__(self, submission_id: str, target: Target, stack: ExitStack, *, attached: bool = False) -> None:
-        """Take over a job that exists; `submit` makes one.
-
-        Args:
-            submission_id: of the job.
-            target: where it is.
-            stack: what is closed with the job.
-            attached: whether it was there before.
-        """
+        """Take over a job that exists, and what is closed with it; `submit` makes one."""
         self.submission_id, self.attached = submission_id, attached
         self.target, self.jobs = target, RayJobs(target)
         self._stack = stack

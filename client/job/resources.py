@@ -10,14 +10,9 @@ from client.wait import Note
 
 
 def check_resources(wanted: Mapping[str, float], target: Target, jobs: RayJobs, note: Note, seconds: float) -> None:
-    """Check that a worker group, or a node that is there, has the resources.
+    """Check that a worker group, or a node that is there, has the resources that the driver needs, by Ray's names.
 
-    Args:
-        wanted: what the driver needs, by Ray's names.
-        target: where it is sent.
-        jobs: of the same.
-        note: takes a warning where only Ray itself can know.
-        seconds: how long the cluster may take to be ready, if its nodes have to be asked.
+    Where only Ray itself can know, that is a note. A cluster may take so many seconds until its nodes can be asked.
 
     Raises:
         UsageError: none has them, so the job would wait for ever.

@@ -17,9 +17,6 @@ def exports(variables: Mapping[str, str | None], mounted: Mapping[str, str] | No
     Args:
         variables: by name: where the value is, as SECRET/KEY, or None for the Secret that has the name as a key.
         mounted: the folder of each mounted Secret, by its name; None where no cluster was asked.
-
-    Raises:
-        UsageError: a variable cannot be set there.
     """
     return " && ".join(_export(name, where, mounted) for name, where in variables.items())
 

@@ -40,11 +40,7 @@ class Stopping:
         self._began, self._asked, self._helper = time.monotonic(), 0.0, ""
 
     def ask(self, job: JobRecord) -> None:
-        """Ask again, if it is time.
-
-        Args:
-            job: the job's record as it is now.
-        """
+        """Ask again, if the job's record says that it still runs and it is time."""
         now = time.monotonic()
         if job.finished:
             self._clean_up()
@@ -67,17 +63,7 @@ class Stopping:
 
 
 def stop(target: Target, jobs: RayJobs, submission_id: str, seconds: float) -> JobRecord:
-    """Stop a job and wait for its end.
-
-    Args:
-        target: where it is.
-        jobs: the jobs there.
-        submission_id: of the job.
-        seconds: how long to wait.
-
-    Returns:
-        The job's record, finished or not.
-    """
+    """Stop a job, wait for its end so many seconds, and return its record, finished or not."""
     job, stopping = jobs.get(submission_id), Stopping(target, jobs, submission_id)
 
     def why() -> str:

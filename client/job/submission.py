@@ -26,11 +26,7 @@ from client.upload.git import run_git
 
 @dataclass(frozen=True)
 class Submission:
-    """A job as it is sent.
-
-    Attributes:
-        arguments: of `JobSubmissionClient.submit_job`.
-    """
+    """A job as it is sent: the arguments of `JobSubmissionClient.submit_job`."""
 
     arguments: Mapping[str, Any]
 
@@ -81,10 +77,6 @@ def submission(
 def command_line(request: Request, runtime: Runtime) -> str:
     """The job's entrypoint, a line for the shell in the working directory.
 
-    Args:
-        request: what the user asked for.
-        runtime: what is known of the target.
-
     Raises:
         UsageError: the target does not have what it needs.
     """
@@ -127,12 +119,7 @@ def _user() -> str:
 
 @lru_cache(maxsize=1)
 def _git_state(folder: Path | None, second: int) -> dict[str, str]:
-    """The commit a folder is at and whether tracked files differ from it; nothing outside a repository.
-
-    Args:
-        folder: to look at.
-        second: now. Of many submits in a row, one a second asks git.
-    """
+    """The commit a folder is at and whether tracked files differ from it; of many submits, one a second asks git."""
     if folder is None:
         return {}
     done = run_git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", timeout=5)

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+from client.background import import_in_background
 from client.job.job import Job
 from client.job.request import Request
 from client.job.resources import check_resources
@@ -21,16 +20,6 @@ from client.wait import Note, silent
 WAIT_CLUSTER_SECONDS = 900.0
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 _SIMPLE = {"working_dir", "py_modules", "excludes", "env_vars"}  # the parts of a runtime_env that the client checks
-
-
-def preload_sdk() -> None:
-    """Start to import Ray's SDK, which takes as long as everything else before a job is sent."""
-    Thread(target=import_module, args=("client.ray_api.sdk",), daemon=True).start()
-
-
-def _no_progress(_: str, __: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Show no progress."""
-    return nullcontext(lambda _: None)
 
 
 def submit(
@@ -105,13 +94,7 @@ def attach(submission_id: str, address: str | None = None) -> Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a submit would do.
-
-    Attributes:
-        submission: what would be sent to Ray.
-        upload: the files that would be uploaded.
-        packed: their size in bytes when packed.
-    """
+    """What a submit would do; `packed` is the size in bytes of its packed upload."""
 
     submission: Submission
     upload: Upload
@@ -119,15 +102,7 @@ class Plan:
 
 
 def plan(request: Request, address: Address) -> Plan:
-    """Say what `send` would do, without a cluster.
-
-    Args:
-        request: the job.
-        address: where it would go.
-
-    Raises:
-        UsageError: it could not be sent.
-    """
+    """Say what `send` would do, without a cluster."""
     where = runtime(address)
     entrypoint, upload = command_line(request, where), _upload(request, where)
     with upload.packed() as packed:
@@ -154,7 +129,7 @@ def send(
     detached: bool = False,
     wait_cluster: float = WAIT_CLUSTER_SECONDS,
     note: Note = silent,
-    progress: Progress = _no_progress,
+    progress: Progress = lambda title, size: nullcontext(lambda _: None),
 ) -> Job:
     """Submit a job, once.
 
@@ -165,14 +140,8 @@ def send(
         wait_cluster: seconds that a cluster may take to be ready.
         note: takes a line that the user should see.
         progress: makes a context manager, from a title and a number of bytes, that takes the bytes of each step.
-
-    Returns:
-        The job; `attached` where the same id with the same spec was there before.
-
-    Raises:
-        ClientError: one of its kinds; `client.errors` has them all.
     """
-    preload_sdk()
+    import_in_background("client.ray_api.sdk")
     with ExitStack() as stack:
         target = stack.enter_context(connect(address, start_in=None if detached else request.folder or Path.cwd()))
         note(f"address {target.address} ({'a Ray of its own' if target.ends_with_us else address.source})")

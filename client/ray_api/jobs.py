@@ -51,14 +51,12 @@ class RayJobs:
 
     def nodes(self) -> Sequence[dict[str, float]]:
         """The resources of each node that is alive, by name; memory in bytes."""
-        return [node.get("resources_total") or {} for node in self._nodes() if node.get("state") == "ALIVE"]
-
-    def _nodes(self) -> Sequence[dict[str, Any]]:
-        return self._state("nodes", {"detail": "true"})
+        nodes = self._state("nodes", detail="true")
+        return [node.get("resources_total") or {} for node in nodes if node.get("state") == "ALIVE"]
 
     def node_is_gone(self, node_id: str | None) -> bool:
         """Whether the cluster says that a node is dead, or does not know it."""
-        return bool(node_id) and all(n["node_id"] != node_id or n.get("state") == "DEAD" for n in self._nodes())
+        return bool(node_id) and all(n["node_id"] != node_id or n.get("state") == "DEAD" for n in self._state("nodes"))
 
     def resources(self) -> dict[str, float]:
         """The cluster's resources in total, by name; memory in bytes."""
@@ -92,21 +90,20 @@ class RayJobs:
 
         A job's record has no such time; its supervisor actor starts just before its driver.
         """
-        one = {"name": SUPERVISOR + jobs[0].submission_id} if len(jobs) == 1 else {"class_name": "JobSupervisor"}
         wanted = {SUPERVISOR + job.submission_id for job in jobs if job.status != "PENDING"}
         if not wanted:
-            return [*jobs]
-        (key, value), *_ = one.items()
-        query = {"filter_keys": key, "filter_predicates": "=", "filter_values": value}
-        ids = [actor["actor_id"] for actor in self._state("actors", query) if actor["name"] in wanted]
+            return jobs
+        key, value = ("name", SUPERVISOR + jobs[0].submission_id) if len(jobs) == 1 else ("class_name", "JobSupervisor")
+        actors = self._state("actors", filter_keys=key, filter_predicates="=", filter_values=value)
+        ids = [actor["actor_id"] for actor in actors if actor["name"] in wanted]
         if not ids:
-            return [*jobs]
+            return jobs
         response = self._http.request("GET", f"/logical/actors?ids={','.join(ids)}")
-        actors = self._read(response, lambda data: data["data"]["actors"])
-        times = {actor["name"]: actor.get("startTime") or None for actor in actors.values()}
+        found = self._read(response, lambda data: list(data["data"]["actors"].values()))
+        times = {actor["name"]: actor.get("startTime") or None for actor in found}
         return [replace(job, start_time=times.get(SUPERVISOR + job.submission_id)) for job in jobs]
 
-    def _state(self, kind: str, query: Mapping[str, str]) -> Sequence[dict[str, Any]]:
+    def _state(self, kind: str, **query: str) -> Sequence[dict[str, Any]]:
         response = self._http.request("GET", f"/api/v0/{kind}?{urlencode({**query, 'limit': '10000'})}")
         return self._read(response, lambda data: list(data["data"]["result"]["result"]))
 
@@ -130,16 +127,9 @@ class RayJobs:
         return self._http.request("GET", _package_path(uri)).status_code == 200
 
     def upload(self, uri: str, path: Path, size: int, sent: Callable[[int], object]) -> None:
-        """Send a package. Its name is its content's, so it may be sent again when an answer is lost.
+        """Send a package; `sent` takes the bytes of each step.
 
-        Args:
-            uri: its name.
-            path: of its file.
-            size: of the file in bytes.
-            sent: takes the bytes of each step.
-
-        Raises:
-            Unreachable: it did not arrive, three times.
+        Its name is its content's, so it may be sent again when an answer is lost.
         """
 
         def chunks() -> Iterator[bytes]:
@@ -170,10 +160,7 @@ class RayJobs:
 
         Raises:
             ClientError: another job has this id, or the server refused.
-            UsageError: the runtime_env or another argument is not valid.
-            Unreachable: no attempt arrived.
             ContactLost: nothing answers any more, and an attempt may have arrived.
-            Detached: the user interrupted, and an attempt may have arrived.
         """
         hint = f"`status {arguments['submission_id']}` shows whether the job arrived"
         may_have_arrived = False
@@ -191,11 +178,9 @@ class RayJobs:
         raise ContactLost(str(lost), hint) from lost
 
     def _submit_once(self, arguments: Mapping[str, Any]) -> bool:
-        """Send a job; False where the same id with the same spec is there.
-
-        Ray refuses an id that is taken with an error of its own words, and on a full disk fails after it has started
-        the job. So whatever it answers, what counts is whether the job is there.
-        """
+        """Send a job; False where the same id with the same spec is there."""
+        # Ray refuses an id that is taken in words of its own, and on a full disk fails after it has started the job:
+        # whatever it answers, what counts is whether the job is there.
         from client.ray_api.sdk import submit_job
 
         try:

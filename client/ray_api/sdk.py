@@ -33,11 +33,7 @@ class _Client(JobSubmissionClient):
 
 
 def validate(runtime_env: Mapping[str, Any]) -> None:
-    """Check a runtime_env as the SDK does when it submits.
-
-    Raises:
-        UsageError: it is not valid.
-    """
+    """Check a runtime_env as the SDK does when it submits."""
     try:
         RuntimeEnv(**runtime_env)
     except (ValueError, TypeError, OSError) as error:
@@ -45,11 +41,7 @@ def validate(runtime_env: Mapping[str, Any]) -> None:
 
 
 def submit_job(send: Callable[..., requests.Response], arguments: Mapping[str, Any]) -> None:
-    """Validate and send one job.
-
-    Args:
-        send: sends a request, as `requests.request` without a base URL.
-        arguments: of `JobSubmissionClient.submit_job`.
+    """Validate and send one job with the arguments of `JobSubmissionClient.submit_job`.
 
     Raises:
         UsageError: an argument is not valid, or the cluster refused it.

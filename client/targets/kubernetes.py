@@ -41,13 +41,7 @@ def has_cluster(context: str | None) -> bool:
 
 
 def cluster(address: str) -> Cluster:
-    """The RayCluster at an address; its token is not read.
-
-    Raises:
-        UsageError: the address means none, or several.
-        Unreachable: the API server does not answer, or there is no such cluster.
-        NotAuthorised: the login does not suffice.
-    """
+    """The RayCluster at an address; its token is not read."""
     return Cluster(*_look_up(address))
 
 
@@ -62,12 +56,7 @@ class KubernetesTarget(Target):
     """A RayCluster behind its API server, or beside the pod we run in."""
 
     def __init__(self, api: Api, found: Object) -> None:
-        """Read the cluster's token; nothing is asked of Ray yet.
-
-        Args:
-            api: the API server.
-            found: the RayCluster there.
-        """
+        """Read the cluster's token; nothing is asked of Ray yet."""
         self.cluster, self._object = Cluster(api, found), found
         self.address = address_of(api.login, self.cluster.namespace, self.cluster.name)
         self.runtime = Runtime(secrets=_secrets(found["spec"]["headGroupSpec"]["template"]["spec"]))
@@ -125,16 +114,7 @@ class ForwardedTarget(KubernetesTarget):
 
 @contextmanager
 def connect(address: str) -> Iterator[Target]:
-    """Yield the target of a RayCluster.
-
-    Args:
-        address: `kubernetes`, or kubernetes://CONTEXT/NAMESPACE/CLUSTER with any part empty or left out.
-
-    Raises:
-        UsageError: the address means none, or several.
-        Unreachable: the API server does not answer, or there is no such cluster.
-        NotAuthorised: the login does not suffice.
-    """
+    """Yield the target at `kubernetes`, or kubernetes://CONTEXT/NAMESPACE/CLUSTER with any part left out."""
     api, found = _look_up(address)
     target = KubernetesTarget(api, found)
     with ExitStack() as stack:

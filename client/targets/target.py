@@ -43,21 +43,10 @@ class Target(Protocol):
     ends_with_us: bool = False
 
     def agent(self, address: str) -> str | None:
-        """The URL of a node agent.
-
-        Args:
-            address: of the agent, as a job's record has it.
-
-        Returns:
-            None where it cannot be reached.
-        """
+        """The URL of the node agent that a job's record names by its address; None where it cannot be reached."""
 
     def wait_ready(self, note: Note, seconds: float) -> None:
-        """Wait until jobs are accepted.
-
-        Args:
-            note: takes what is waited for.
-            seconds: how long to wait.
+        """Wait until jobs are accepted, so many seconds.
 
         Raises:
             TimedOut: they still are not.
@@ -69,11 +58,7 @@ class Target(Protocol):
         return False
 
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]] | None:
-        """The kinds of nodes that the cluster can have, with the resources of each as Ray names them.
-
-        Returns:
-            None where only the nodes that are there tell.
-        """
+        """The kinds of nodes that the cluster can have, with the resources of each as Ray names them, if known."""
         return None
 
     def facts(self) -> Mapping[str, object]:
@@ -86,10 +71,6 @@ def same_host_agent(url: str, agent: str) -> str | None:
 
     A job's record names its agent by an address of the cluster's own network. From outside, the same address may
     belong to a stranger, who must not be sent the token.
-
-    Args:
-        url: the dashboard's base URL.
-        agent: the agent's address.
     """
     base, parts = urlsplit(url), urlsplit(agent)
     return agent if (parts.scheme, parts.hostname) == (base.scheme, base.hostname) else None

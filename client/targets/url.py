@@ -42,12 +42,7 @@ class UrlTarget(Target):
     """The Ray whose dashboard answers at a URL."""
 
     def __init__(self, url: str, *, send_token: bool) -> None:
-        """Make no request yet.
-
-        Args:
-            url: the dashboard's base URL.
-            send_token: whether the user's own token is meant for this address.
-        """
+        """Make no request yet."""
         token = find_token() if send_token else None
         hint = "put its token into the file that RAY_AUTH_TOKEN_PATH names"
         if not send_token:
@@ -66,15 +61,7 @@ class UrlTarget(Target):
 
 @contextmanager
 def connect(address: str, *, send_token: bool) -> Iterator[Target]:
-    """Yield the target at an http or https URL. Nothing is asked of it yet.
-
-    Args:
-        address: the URL; a trailing slash does not count.
-        send_token: whether the user's own token is meant for it.
-
-    Raises:
-        UsageError: it is not the URL of a host.
-    """
+    """Yield the target at an http or https URL; `send_token`, where the user's own token is meant for it."""
     url = address.rstrip("/")
     try:
         parts = urlsplit(url)

@@ -142,12 +142,7 @@ class EmbeddedTarget(Target):
     address = "embedded"
 
     def __init__(self, directory: Path, started: "tuple[subprocess.Popen[bytes], IO[bytes]] | None" = None) -> None:
-        """Read the head's ports and token.
-
-        Args:
-            directory: the head's folder.
-            started: the keeper that was just started and what it prints, of a head that ends with this process.
-        """
+        """Read the head's ports and token; one that was `started` with this process ends with it."""
         self._directory, self._started, self._head = directory, started, _head(directory)
         self._url = f"http://127.0.0.1:{self._head.dashboard_port}"
         self.runtime, self.ends_with_us = Runtime(self._head.python, in_place=True, secrets={}), started is not None
