@@ -20,7 +20,7 @@ from client.cli.options import Duration
     type=Duration(),
     default="15m",
     show_default=True,
-    metavar="TIME",
+    metavar="DURATION",
     help="How long to wait for Ray to be ready. Nothing is removed when the time is over.",
 )
 @click.pass_context
