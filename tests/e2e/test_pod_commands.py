@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -48,13 +48,17 @@ def ray() -> Iterator[Cluster]:
 
 @contextmanager
 def begun(
-    ray: Cluster, *args: str, kubeconfig: Path | None = None, stdin: int = subprocess.PIPE
+    ray: Cluster,
+    *args: str,
+    kubeconfig: Path | None = None,
+    stdin: int = subprocess.PIPE,
+    stdout: int | IO[bytes] = subprocess.PIPE,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """The client, started as a user does."""
     env = user_environment() | {"RAY_WORKLOAD_ADDRESS": f"kubernetes:///{ray.namespace}/ray"}
     env |= {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
     command, pipe = [sys.executable, "-m", "client", *args], subprocess.PIPE
-    process = subprocess.Popen(command, env=env, stdin=stdin, stdout=pipe, stderr=pipe)
+    process = subprocess.Popen(command, env=env, stdin=stdin, stdout=stdout, stderr=pipe)
     try:
         yield process
     finally:
@@ -178,6 +182,13 @@ def test_a_reader_that_leaves(ray: Cluster) -> None:
         process.stdout.close()
         assert process.wait(20) == 141
         assert process.stderr and process.stderr.read() == b""
+
+
+def test_an_output_that_cannot_be_written(ray: Cluster) -> None:
+    with open("/dev/full", "wb") as full, begun(ray, "exec", "--", "echo", "lost", stdout=full) as process:
+        assert process.stderr and process.wait(20) == 74
+        err = process.stderr.read()
+    assert err.count(b"\n") == 1 and b"output cannot be written (No space left on device)" in err, err
 
 
 def test_ctrl_c_without_a_terminal(ray: Cluster) -> None:
