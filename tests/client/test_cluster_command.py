@@ -3,7 +3,6 @@ given. The rest is live, in tests/e2e."""
 
 import json
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from client.chart.helm import Helm, find_chart
 from client.errors import ClientError, UsageError
 from tests.client.server import Handler, serving
 from tests.client.test_login import config
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, on_terminal
 
 TOOL = shutil.which("helm") or shutil.which("helm", path=str(ROOT / "build" / "tools"))
 FAR = "https://127.0.0.2:9"  # nobody listens, and it is "on this machine" only where a test wants that
@@ -303,18 +302,7 @@ def down(folder: Path, server: str, helm: Path, *args: str, answer: str | None =
     if answer is None:
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, env=env, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs) as process:
-        os.close(theirs)
-        os.write(ours, answer.encode())
-        said = b""
-        try:
-            while part := os.read(ours, 4096):
-                said += part
-        except OSError:
-            pass  # Linux ends a terminal whose other side is closed with EIO
-    os.close(ours)
-    return process.returncode, said.decode().replace("\r\n", "\n")
+    return on_terminal(command, answer, env=env)
 
 
 def test_down_asks_on_a_terminal(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_two_releases_of_one_name(ray: Cluster) -> None:
             jobs = client(cluster, "list").stdout.decode()
             assert f"to-{cluster.namespace}" in jobs and f"to-{stranger.namespace}" not in jobs
         context = kubectl("config", "current-context").stdout.strip()
-        done = client(ray, "down", "local", "--context", context, "--namespace", where, timeout=200)
+        done = client(ray, "down", "local", "--yes", "--context", context, "--namespace", where, timeout=200)
         assert done.returncode == 0 and not second.pods(), done.stderr
         done = client(ray, "submit", "--", *WHERE)
         assert (done.returncode, last_line(done)) == (0, ray.name("head")), done.stderr
