@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,20 @@ def environment() -> Iterator[Path]:
     """One for each process that runs tests."""
     with own_environment() as folder:
         yield folder
+
+
+def on_terminal(command: list[str], answer: str, **options: Any) -> tuple[int, str]:
+    """Run a command on a terminal, where this is typed: its exit code, and what it says on stderr."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs, **options) as process:
+        os.close(theirs)
+        os.write(ours, answer.encode())
+        said = b""
+        with contextlib.suppress(OSError):  # EIO, when the other side is closed
+            while part := os.read(ours, 4096):
+                said += part
+    os.close(ours)
+    return process.returncode, said.decode().replace("\r\n", "\n")
 
 
 @pytest.fixture

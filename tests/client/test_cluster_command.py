@@ -3,7 +3,6 @@ given. The rest is live, in tests/e2e."""
 
 import json
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,8 @@ import yaml
 from client.chart.helm import Helm, find_chart
 from client.errors import ClientError, UsageError
 from tests.client.server import Handler, serving
-from tests.client.test_kubernetes import config
-from tests.conftest import ROOT, Cli
+from tests.client.test_login import config
+from tests.conftest import ROOT, Cli, on_terminal
 
 TOOL = shutil.which("helm") or shutil.which("helm", path=str(ROOT / "build" / "tools"))
 FAR = "https://127.0.0.2:9"  # nobody listens, and it is "on this machine" only where a test wants that
@@ -207,11 +206,12 @@ def test_without_helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("local", "far", "https://203.0.113.1:9", (), 2, "current context far is not a local cluster"),
         ("local", "gke_p_l_c", "https://203.0.113.1:9", (), 2, "current context gke_p_l_c is not a local cluster"),
+        ("local", "far", FAR, (), 2, "current context far is not a local cluster"),  # it may be a tunnel
         ("gke", "far", "https://203.0.113.1:9", (), 2, "far is not known to be on GKE"),
         ("gke", "kind-x", FAR, (), 2, "kind-x is not known to be on GKE"),
-        ("local", "far", FAR, ("--context", "other"), 2, "has no context other: it has far"),
+        ("local", "far", FAR, ("--context", "other"), 2, "has no context other"),
         # These contexts are taken: the refusal is that of a server that is not there.
-        ("local", "far", FAR, (), 69, "127.0.0.2:9 does not answer"),
+        ("local", "kind-x", FAR, (), 69, "using the current context, kind-x"),
         ("local", "gke_p_l_c", FAR, ("--context", "gke_p_l_c"), 69, "127.0.0.2:9 does not answer"),
         ("gke", "gke_p_l_c", FAR, (), 69, "using the current context, gke_p_l_c"),
         ("gke", "far", FAR, ("--context", "far"), 69, "127.0.0.2:9 does not answer"),
@@ -302,18 +302,7 @@ def down(folder: Path, server: str, helm: Path, *args: str, answer: str | None =
     if answer is None:
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, env=env, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs) as process:
-        os.close(theirs)
-        os.write(ours, answer.encode())
-        said = b""
-        try:
-            while part := os.read(ours, 4096):
-                said += part
-        except OSError:
-            pass  # Linux ends a terminal whose other side is closed with EIO
-    os.close(ours)
-    return process.returncode, said.decode().replace("\r\n", "\n")
+    return on_terminal(command, answer, env=env)
 
 
 def test_down_asks_on_a_terminal(tmp_path: Path) -> None:
@@ -356,7 +345,7 @@ def test_down_without_a_terminal_needs_yes(tmp_path: Path) -> None:
         (("up", "embedded", "--set", "a=1"), "up embedded does not take --set"),
         (("up", "embedded", "--timeout", "15m"), "up embedded does not take --timeout"),
         (("down", "embedded", "--purge", "--context", "x"), "down embedded does not take --context, --purge"),
-        (("up", "local", "--timeout", "soon"), "'soon' is not a time"),
+        (("up", "local", "--timeout", "soon"), "'soon' is not a duration"),
         (("up", "local", "-f", "nope.yaml"), "-f nope.yaml: there is no such file"),
         (("up", "local", "-f", "-"), "-f -: there is no such file"),
         (("up", "local", "--chart", "nope"), "nope is not a chart"),

@@ -30,7 +30,14 @@ EXPIRES = (
 )
 EXEC = {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get", "create"]}
 SUBJECT = ("submitter.subjects[0].kind=ServiceAccount", f"submitter.subjects[0].name={ACCOUNT}")
-REFUSED = [["list"], ["submit", "--", "true"], ["exec", "--", "true"], ["doctor"], ["up", "local"], ["down", "local"]]
+REFUSED = [
+    ["list"],
+    ["submit", "--", "true"],
+    ["exec", "--", "true"],
+    ["doctor"],
+    ["up", "local"],
+    ["down", "local", "--yes"],
+]
 PARTS = {"clientCertificateData": "client-certificate-data", "clientKeyData": "client-key-data"}
 
 
@@ -335,6 +342,6 @@ def test_a_context_that_does_not_exist(ray: Cluster) -> None:
     for args in (["list"], ["exec", "--", "true"]):
         done = client(ray, args[0], "--address", f"kubernetes://{wrong}/{ray.namespace}/ray", *args[1:])
         one_line(done, 2, wrong, here)
-    for command in ("up", "down"):
-        done = client(ray, command, "local", "--context", wrong, "--namespace", ray.namespace)
+    for command in (["up", "local"], ["down", "local", "--yes"]):
+        done = client(ray, *command, "--context", wrong, "--namespace", ray.namespace)
         one_line(done, 2, wrong, here)

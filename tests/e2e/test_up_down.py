@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import on_terminal
 from tests.e2e._cluster import SMALL
 from tests.e2e.conftest import IMAGE, apply, delete_namespace, get, helm, inventory, kubectl, until, user_environment
 from tests.e2e.test_upgrade import helm_of
@@ -49,7 +50,7 @@ class Here:
         return self.client(*self.up_args(*sets, timeout=timeout))
 
     def down(self, *args: str) -> Done:
-        return self.client("down", "local", *self.where, *args)
+        return self.client("down", "local", "--yes", *self.where, *args)
 
     def started(self, *args: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -126,6 +127,16 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
     assert pods.items() <= here.pods().items() and len(here.pods()) == 3
     succeeded(here.up())
 
+    before = inventory(namespace)
+    command = here.command("down", "local", *here.where)
+    code, said = on_terminal(command, "n\n", cwd=here.folder, env=user_environment())
+    assert code == 1 and "nothing was removed" in said, said
+    question = (
+        f"namespace {namespace} of context {here.context}, where 0 jobs are running:\n  RayCluster/ray\nContinue?"
+    )
+    assert question in said, said
+    assert (inventory(namespace), here.pods().keys() >= pods.keys()) == (before, True)
+
     ours, others = "has-the-label", "has-none"
     service = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": {"rayClusterConfig": no_node()}}
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}, "storageClassName": ""}
@@ -147,7 +158,7 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
     until("the operator knows the RayJobs", finalizers, namespace=namespace)
     ended = here.down()
     succeeded(ended, "PersistentVolumeClaim/data is kept: `--purge` deletes it")
-    assert "nothing of it is left but CRDs" in ended.stderr and ended.stdout == ""
+    assert "is removed: only CRDs remain" in ended.stderr and ended.stdout == ""
     left = f"RayService/{others}"  # without an operator now: it is the user's
 
     def theirs() -> set[str]:
@@ -157,9 +168,9 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
     assert left in inventory(namespace)
 
     twice = here.down("--purge")
-    succeeded(twice, "release ray in")
-    assert "is not there: nothing to do" in twice.stderr
+    succeeded(twice, "is removed: only CRDs remain")
     assert not theirs()
+    succeeded(here.down("--purge"), "does not exist")
     kubectl("patch", "rayservice", others, "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
 
 
@@ -200,7 +211,7 @@ def test_an_image_that_cannot_be_pulled_and_a_down_that_is_killed(here: Here) ->
     succeeded(here.up())
     assert len(here.pods()) == 2 and not stuck.items() & here.pods().items()
 
-    with here.started("down", "local", *here.where) as process:
+    with here.started("down", "local", "--yes", *here.where) as process:
         until("the release is being removed", lambda: "uninstalling" in status(here), namespace=here.namespace)
         process.kill()
     assert process.returncode == -signal.SIGKILL
@@ -219,7 +230,7 @@ def test_down_where_the_hook_has_no_image(here: Here) -> None:
     assert here.up(NO_IMAGE, timeout=8).returncode == 124
     began = time.monotonic()
     ended = here.down()
-    succeeded(ended, "the chart's own cleanup does not work (pod ray-cleanup-")
+    succeeded(ended, "the chart's own cleanup failed (pod ray-cleanup-")
     assert time.monotonic() - began < 60
     assert not inventory(here.namespace)
 

@@ -50,26 +50,27 @@ def rollout(strategy: str) -> None:
 
 
 def cleanup(seconds: float) -> None:
-    """Delete the cluster and the RayJobs that selected it, and wait until they and the pods are gone.
+    """Delete the cluster and the RayJobs that select it, and wait until they and the pods are gone.
 
-    Past the time, finalizers that nobody has served are removed: without an operator they would stay forever.
+    When the time is over, their finalizers are removed: without an operator, nobody else would do it.
+    Where this cannot run, `end_cluster` in client/chart/remains.py deletes the same objects.
     """
     jobs = (call("GET", f"{RAY}/rayjobs") or {"items": []})["items"]
-    ours = [job for job in jobs if job["spec"].get("clusterSelector", {}).get("ray.io/cluster") == CLUSTER]
-    objects = [f"{RAY}/rayjobs/{job['metadata']['name']}" for job in ours] + [THE_CLUSTER]
+    selecting = [job for job in jobs if (job["spec"].get("clusterSelector") or {}).get("ray.io/cluster") == CLUSTER]
+    objects = [f"{RAY}/rayjobs/{job['metadata']['name']}" for job in selecting] + [THE_CLUSTER]
     for path in objects:
         call("DELETE", path)
     pods = f"{CORE}/pods?labelSelector=ray.io%2Fcluster%3D{CLUSTER}"
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        left = [path for path in objects if call("GET", path)] or (call("GET", pods) or {"items": []})["items"]
-        if not left:
+        remaining = [path for path in objects if call("GET", path)] or (call("GET", pods) or {"items": []})["items"]
+        if not remaining:
             print(f"RayCluster {NAMESPACE}/{CLUSTER} and its pods are gone")
             return
         time.sleep(0.5)
     for path in objects:
         if call("PATCH", path, {"metadata": {"finalizers": None}}):
-            print(f"{path} was not gone after {seconds:g} s: its finalizers are removed, data in Redis may be left")
+            print(f"{path} was not gone after {seconds:g} s: its finalizers are removed, its data in Redis may remain")
 
 
 if __name__ == "__main__":
