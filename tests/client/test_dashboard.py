@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from client.http import Server
 from client.ray_api.dashboard import Dashboard
-from client.targets.target import Endpoint
+from client.targets.target import Target
 from tests.client.server import Answer, Handler, serving
 from tests.conftest import Cli
 
@@ -67,9 +68,9 @@ class Browser:
 
 
 @contextmanager
-def shown(endpoint: Endpoint) -> Iterator[Browser]:
-    """A dashboard, and a browser that was let in."""
-    with Dashboard(endpoint) as server:
+def shown(upstream: Server) -> Iterator[Browser]:
+    """A dashboard, and a browser that has used its link."""
+    with Dashboard(upstream) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -82,15 +83,15 @@ def shown(endpoint: Endpoint) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def browser(head: Endpoint) -> Iterator[Browser]:
-    with shown(head) as browser:
+def browser(head: Target) -> Iterator[Browser]:
+    with shown(head.http.server) as browser:
         yield browser
 
 
 @contextmanager
 def echoed(answer: Answer, headers: Mapping[str, str] | None = None) -> Iterator[Browser]:
     """Before an upstream of any behaviour, below a path as the API server's proxy is."""
-    with serving(answer) as url, shown(Endpoint("x", f"{url}/a/proxy", lambda _: None, headers or {})) as browser:
+    with serving(answer) as url, shown(Server(f"{url}/a/proxy", headers or {})) as browser:
         yield browser
 
 
@@ -154,8 +155,8 @@ def test_a_link_works_once(browser: Browser) -> None:
     assert browser.ask()[0] == 200
 
 
-def test_a_link_is_not_used_up_by_a_page_that_is_refused(head: Endpoint) -> None:
-    with Dashboard(head) as server:
+def test_a_link_is_not_used_up_by_a_page_that_is_refused(head: Target) -> None:
+    with Dashboard(head.http.server) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -192,7 +193,7 @@ def test_no_path_leads_out(way: str) -> None:
         assert asked == ["/a/proxy/..x/y..?z=../.."]
 
 
-def test_what_is_sent_on(head: Endpoint) -> None:
+def test_what_is_sent_on() -> None:
     seen: list[tuple[str, dict[str, str], bytes]] = []
 
     def answer(handler: Handler, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
@@ -241,7 +242,7 @@ def test_an_answer_is_shown_as_it_comes_and_a_cut_one_is_not_whole() -> None:
 
 
 def test_an_upstream_that_is_gone() -> None:
-    with shown(Endpoint("x", "http://127.0.0.1:1", lambda _: None)) as browser:
+    with shown(Server("http://127.0.0.1:1")) as browser:
         status, _, body = browser.ask()
     assert status == 502 and b"Connection refused" in body
 

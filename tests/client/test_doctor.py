@@ -4,21 +4,23 @@ import json
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from client.doctor.report import Check, Report, examine
+from client.doctor.ray import examine
+from client.doctor.report import Check, Report
 from client.errors import ClientError
-from client.targets.target import Endpoint
-from tests.client.server import serving
+from client.targets.target import Target
+from tests.client.server import Handler, serving
 from tests.client.test_kubernetes import config
 from tests.conftest import Cli
 
 
 def lines(run: Cli, *args: str, code: int, env: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """What it says as JSON, and that the lines say the same."""
+    """The checks printed as JSON; the text output must have the same."""
     done = run("doctor", "-o", "json", *args, env=env)
     assert (done.returncode, done.stderr) == (code, b"")
     checks: list[dict[str, Any]] = json.loads(done.stdout)
@@ -41,26 +43,26 @@ def closed() -> Iterator[str]:
         yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_a_ray_that_is_well(run: Cli, remote: dict[str, str], head: Endpoint) -> None:
+def test_a_ray_that_is_well(run: Cli, remote: dict[str, str], head: Target) -> None:
     found = lines(run, code=0, env=remote)
     assert list(found) == ["address", "token", "dashboard", "auth", "ray", "python"]
     assert {check["status"] for check in found.values()} == {"ok"}
     assert "RAY_WORKLOAD_ADDRESS" in found["address"]["found"]
     assert "2.60.0" in found["dashboard"]["found"]
     assert "refused" in found["auth"]["found"]
-    assert head.headers["Authorization"].removeprefix("Bearer ") not in json.dumps(found)
+    assert head.http.server.headers["Authorization"].removeprefix("Bearer ") not in json.dumps(found)
 
 
-def test_without_the_token(run: Cli, head: Endpoint) -> None:
-    found = lines(run, "--address", head.url, code=1)
+def test_without_the_token(run: Cli, head: Target) -> None:
+    found = lines(run, "--address", head.http.server.url, code=1)
     assert found["token"]["status"] == "warn"
     assert found["dashboard"]["status"] == "FAIL" and "RAY_AUTH_TOKEN_PATH" in found["dashboard"]["fix"]
-    assert found["auth"]["status"] == "ok"
+    assert found["dashboard"]["found"] == "the cluster requires a token"
 
 
-def test_a_wrong_token_is_not_shown(run: Cli, head: Endpoint, tmp_path: Path) -> None:
+def test_a_wrong_token_is_not_shown(run: Cli, head: Target, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("wr0ngtoken")
-    found = lines(run, "--address", head.url, code=1, env={"RAY_AUTH_TOKEN_PATH": "token"})
+    found = lines(run, "--address", head.http.server.url, code=1, env={"RAY_AUTH_TOKEN_PATH": "token"})
     assert found["dashboard"]["status"] == "FAIL" and "refused the token" in found["dashboard"]["found"]
     assert "wr0ngtoken" not in json.dumps(found)
 
@@ -76,7 +78,27 @@ def test_a_ray_of_another_version_without_authentication(run: Cli) -> None:
     assert {name: found[name]["status"] for name in ("dashboard", "auth", "ray", "python")} == {
         "dashboard": "ok", "auth": "warn", "ray": "warn", "python": "warn",
     }  # fmt: skip
-    assert "ray==2.9.3" in found["ray"]["fix"] and "3.8.1" in found["python"]["found"]
+    assert "2.9.3 on the cluster" in found["ray"]["found"] and "3.8.1" in found["python"]["found"]
+    assert "2.9.3" not in found["ray"]["fix"] and f"an image with Ray {version('ray')}" in found["ray"]["fix"]
+
+
+def test_an_address_from_a_file_gets_no_token(run: Cli, tmp_path: Path) -> None:
+    received: list[str | None] = []
+
+    def answer(handler: Handler, _: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        received.append(handler.headers["Authorization"])
+        return 401, {}, b"Unauthorized: Missing authentication token"
+
+    env, project = {"RAY_AUTH_TOKEN": "t0psecret"}, tmp_path / "pyproject.toml"
+    with serving(answer) as url:
+        project.write_text(f'[tool.ray-workload]\naddress = "{url}"\n')
+        found = lines(run, code=1, env=env)
+        assert received and set(received) == {None}
+        assert found["token"]["status"] == "warn" and str(project) in found["token"]["found"]
+        assert f"--address {url}" in found["token"]["fix"] and f"--address {url}" in found["dashboard"]["fix"]
+        received.clear()
+        assert lines(run, "--address", url, code=1, env=env)["token"]["status"] == "ok"
+        assert received and set(received) == {"Bearer t0psecret"}
 
 
 def test_a_closed_port(run: Cli, closed: str) -> None:
@@ -135,20 +157,27 @@ def test_a_server_that_is_no_api_server(run: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "found", "fix"),
+    ("error", "fix", "check"),
     [
-        ("a: b: c", "a: b", "c"),
-        ("a (b: c) d (e, f)", "a (b: c) d", "e, f"),
-        ("no advice", "no advice", ""),
-        ("two\nlines: here", "two lines", "here"),
+        (ClientError("a (b: c): d", "do e: f (g)"), "", Check("x", "FAIL", "a (b: c): d", "do e: f (g)")),
+        (ClientError("two\nlines", "do\nthat"), "", Check("x", "FAIL", "two lines", "do that")),
+        (ClientError("a", "do b"), "do c", Check("x", "FAIL", "a", "do c")),
     ],
 )
-def test_an_error_is_split_into_what_and_what_to_do(said: str, found: str, fix: str) -> None:
-    seen: list[Check] = []
-    report = Report(seen.append)
+def test_the_fix_is_the_hint_of_the_error(error: ClientError, fix: str, check: Check) -> None:
+    report = Report(lambda _: None)
+    with report.attempt("x", fix):
+        raise error
+    assert report.checks == [check]
+
+
+@pytest.mark.parametrize("hint", ["", "run `doctor`"])
+def test_doctor_is_not_its_own_fix(hint: str) -> None:
+    report = Report(lambda _: None)
     with report.attempt("x"):
-        raise ClientError(said)
-    assert seen == [Check("x", "FAIL", found, fix)]
+        raise ClientError("a", hint)
+    (check,) = report.checks
+    assert check.fix and "doctor" not in check.fix
 
 
 SPEC = {"spec": {"containers": [{"name": "ray", "env": [{"name": "RAY_AUTH_TOKEN", "valueFrom": {}}]}]}}
@@ -163,7 +192,7 @@ def ray_pod(name: str, kind: str, **status: Any) -> dict[str, Any]:
 
 
 class Api:
-    """An API server's answers by their paths, a cluster that is well; what is None is not there, a number refuses."""
+    """The responses of an API server with a healthy cluster, by path: None for a 404, a number for another status."""
 
     def __init__(self) -> None:
         ready = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -190,7 +219,7 @@ class Api:
             f"{RAY}/namespaces/team/rayclusters/ray": cluster,
             f"{CORE}/pods": {"items": self.pods},
             f"{CORE}/events": {"items": [{"type": "Warning", "message": "quota is used up"}]},
-            f"{CORE}/services/ray-api": {"spec": {"ports": [{"name": "dashboard", "port": 8265}]}},
+            f"{CORE}/services/ray-api": {"spec": {"ports": [{"name": "agent", "port": 52365}]}},
             f"{CORE}/secrets/t": {"data": {"auth_token": "dDBwc2VjcmV0"}},
         }
 
@@ -198,9 +227,10 @@ class Api:
         path = handler.path.partition("?")[0]
         if path.endswith("/selfsubjectaccessreviews"):
             asked = json.loads(body)["spec"]["resourceAttributes"]
-            kind = f"{asked['resource']}/{asked['subresource']}" if "subresource" in asked else asked["resource"]
+            kind = f"{asked['resource']}/{asked['subresource']}".rstrip("/")
+            assert asked["group"] == ("ray.io" if kind == "rayclusters" else "")
             found: Any = {"status": {"allowed": not {kind, f"{asked['verb']} {kind}"} & self.refused}}
-        elif path.startswith(f"{CORE}/services/http:ray-api:8265/proxy"):
+        elif path.startswith(f"{CORE}/services/http:"):
             token = handler.headers["X-Ray-Authorization"] == "Bearer t0psecret"
             data = {"version": "4", "ray_version": "2.60.0", "session_name": "x", "data": {"pythonVersion": "3.11.1"}}
             return (200, {}, json.dumps(data).encode()) if token else (401, {}, b"Unauthorized: no token")
@@ -222,7 +252,7 @@ Seen = Callable[[int], dict[str, dict[str, Any]]]
 
 @pytest.fixture
 def seen(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    """What is found at this API server; without the command line, which the tests above use."""
+    """Examine the cluster behind this API server, without the command line, which the tests above use."""
     with serving(api) as url:
         monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, url, {"token": "l0gin"})))
 
@@ -252,7 +282,7 @@ def test_pods_that_are_not_ready_say_why(seen: Seen, api: Api) -> None:
     found = seen(1)
     for check in ("cluster", "pods"):
         assert found[check]["status"] == "FAIL" and "0/1 nodes: Insufficient cpu." in found[check]["found"]
-    assert found["dashboard"]["status"] == "ok"  # it looked on
+    assert found["dashboard"]["status"] == "ok"  # the checks continued
 
 
 def test_a_worker_that_is_not_ready_is_no_failure(seen: Seen, api: Api) -> None:
@@ -260,6 +290,15 @@ def test_a_worker_that_is_not_ready_is_no_failure(seen: Seen, api: Api) -> None:
     api.pods[1]["status"] = {"containerStatuses": [pull]}
     found = seen(0)
     assert found["pods"]["status"] == "warn" and "no such image" in found["pods"]["found"]
+
+
+def test_a_service_named_like_the_charts_is_not_the_charts(seen: Seen, api: Api) -> None:
+    """The chart's has a port for the node agent."""
+    assert (seen(0)["service"]["status"], seen(0)["service"]["found"]) == ("ok", "ray-api, from the chart")
+    ports = {"spec": {"ports": [{"name": "dashboard", "port": 8265}]}}
+    api.answers |= {f"{CORE}/services/ray-api": ports, f"{CORE}/services/ray-head-svc": ports}
+    found = seen(0)["service"]
+    assert (found["status"], found["found"]) == ("warn", "ray-head-svc, from the operator")
 
 
 def test_no_pods_at_all(seen: Seen, api: Api) -> None:
@@ -272,7 +311,7 @@ def test_no_pods_at_all(seen: Seen, api: Api) -> None:
 def test_an_operator_of_another_namespace_is_not_ours(seen: Seen, api: Api) -> None:
     api.container["args"] = ["--watch-namespace=other,third"]
     found = seen(0)
-    assert (found["operator"]["status"], found["operator"]["found"]) == ("warn", "none is seen")
+    assert (found["operator"]["status"], found["operator"]["found"]) == ("warn", "there is none")
 
 
 def test_an_operator_for_all(seen: Seen, api: Api) -> None:
