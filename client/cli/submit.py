@@ -7,7 +7,7 @@ import click
 from client.background import import_in_background
 from client.cli.options import Duration, address_option, choose, output_option, pairs
 from client.cli.watch import sigterm_interrupts, watch
-from client.errors import UsageError
+from client.errors import Detached, UsageError
 
 if TYPE_CHECKING:
     from client.job.request import Request
@@ -94,9 +94,12 @@ def submit(
         if dry_run:
             _show_plan(job.plan(request, chosen), as_json=as_json)
             return
-        sent = job.send(
-            request, chosen, detached=detach, wait_cluster=wait_cluster, note=output.note, progress=output.progress
-        )
+        try:
+            sent = job.send(
+                request, chosen, detached=detach, wait_cluster=wait_cluster, note=output.note, progress=output.progress
+            )
+        except KeyboardInterrupt:
+            raise Detached("interrupted before the job was sent") from None
         with sent:
             ctx.obj["submission_id"] = sent.submission_id
             output.note(f"job {sent.submission_id} {'exists: attached to it' if sent.attached else 'submitted'}")

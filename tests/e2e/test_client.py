@@ -256,7 +256,7 @@ def test_a_suspended_cluster_is_waited_for_and_several_are_listed(cluster: str, 
     waiting.terminate()
     _, err = waiting.communicate(timeout=10)
     assert (waiting.returncode, [*tmp_path.iterdir()]) == (130, []), err
-    assert err == b"ray-workload: interrupted\n"
+    assert err == b"ray-workload: interrupted before the job was sent\n"
     for command in (["list"], ["status"], ["logs", "x"], ["stop", "x"]):
         done = client(cluster, command[0], "--address", f"kubernetes:///{cluster}/other", *command[1:])
         assert (done.returncode, done.stderr.count(b"\n")) == (69, 1), done.stderr
