@@ -32,6 +32,7 @@ e2e: $(VENV)/.done  ## test on the cluster of the current kubeconfig
 
 soak: $(VENV)/.done  ## run the long repeats, on the same cluster
 	@$(CHARTS)
+	$(BIN)/python -m pytest -m soak tests/client tests/chart
 	$(BIN)/python -m pytest -m soak tests/e2e
 
 helm4: $(VENV)/.done  ## build Helm 4 too, for the tests of the chart to run with both

@@ -3,7 +3,6 @@
 What only a live cluster can answer (`lookup`) is left to tests/e2e.
 """
 
-import os
 import re
 import shutil
 import tempfile
@@ -183,9 +182,10 @@ def surviving(case: Case, outcome: Outcome, chart: Path) -> Iterator[str]:
                         yield f"{case}: nothing changes if it always holds, with {values}"
 
 
-def test_each_condition_matters(outcome: Outcome, editable: Path) -> None:
-    """Those whose other side cannot be rendered; all, which takes long, with EVERY_CONDITION in the environment."""
-    hidden = [case for case in CASES if case.unless in ("both sides", "never") or "EVERY_CONDITION" in os.environ]
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_each_condition_matters(outcome: Outcome, editable: Path, all_of_them: bool) -> None:
+    """Those whose other side cannot be rendered, or all, which takes long."""
+    cases = [case for case in CASES if case.unless in ("both sides", "never") or all_of_them]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda case: list(surviving(case, outcome, editable)), hidden))
+        found = list(pool.map(lambda case: list(surviving(case, outcome, editable)), cases))
     assert not (lines := sum(found, [])), "\n".join(lines)

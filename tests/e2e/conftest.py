@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -51,8 +52,9 @@ _UPSTREAM = os.environ.get("RAY_WORKLOAD_UPSTREAM") or f"{_HOME}/.cache/ray-work
 _LABEL = "ray-workload/e2e"
 _RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
 _END = float(os.environ.get("E2E_END", "inf"))  # in seconds since 1970
+_REMOVERS = ThreadPoolExecutor()
 _alive: list[str] = []
-_deleted: list[str] = []
+_removing: list[Future[None]] = []
 _SLOW = ("events", "componentstatuses", "namespaces")  # or of no interest
 
 
@@ -131,22 +133,24 @@ def new_namespace(purpose: str, restricted: bool = False) -> Iterator[str]:
     try:
         yield name
     finally:
-        for release in helm("list", "-aq", "-n", name).stdout.split():
-            helm("uninstall", release, "-n", name, "--wait", "--timeout", "2m", check=False)
         _alive.remove(name)
-        delete_namespace(name)
+        remove(name)
 
 
-def delete_namespace(name: str) -> None:
-    """Others need not wait until all in it is gone."""
-    kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
-    _deleted.append(name)
+def remove(namespace: str) -> None:
+    """Beside the tests that follow: a head whose job runs takes half a minute to end."""
+
+    def go_on() -> None:
+        for release in helm("list", "-aq", "-n", namespace).stdout.split():
+            helm("uninstall", release, "-n", namespace, "--wait", "--timeout", "2m", check=False)
+        kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=2m", timeout=150)
+
+    _removing.append(_REMOVERS.submit(go_on))
 
 
-def _wait_for_deleted() -> None:
-    if _deleted:
-        kubectl("wait", "--for=delete", "--timeout=3m", *(f"namespace/{name}" for name in _deleted), timeout=200)
-    _deleted.clear()
+def _wait_removed() -> None:
+    while _removing:
+        _removing.pop().result()
 
 
 @pytest.fixture
@@ -245,7 +249,7 @@ def environment(environment: Path, request: pytest.FixtureRequest) -> Iterator[P
     if not hasattr(request.config, "workerinput"):
         _check_cluster()
     yield environment
-    _wait_for_deleted()
+    _wait_removed()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -254,7 +258,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if time.time() > _END:
         pytest.fail("not reached: the time for these tests was over (E2E_END)", pytrace=False)
     if item.get_closest_marker("alone"):
-        _wait_for_deleted()
+        _wait_removed()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import on_terminal
 from tests.e2e._cluster import SMALL
-from tests.e2e.conftest import IMAGE, apply, delete_namespace, get, helm, inventory, kubectl, until, user_environment
+from tests.e2e.conftest import IMAGE, apply, get, helm, inventory, kubectl, remove, until, user_environment
 from tests.e2e.test_upgrade import helm_of
 
 Done = subprocess.CompletedProcess[str]
@@ -73,7 +73,7 @@ def here(tmp_path: Path) -> Iterator[Here]:
         yield made
     finally:
         helm("uninstall", "ray", "-n", made.namespace, "--no-hooks", "--ignore-not-found", check=False)
-        delete_namespace(made.namespace)
+        remove(made.namespace)
 
 
 def succeeded(done: Done, says: str = "") -> None:
