@@ -53,7 +53,7 @@ class Packed:
     working_dir: str | None
     py_modules: list[str]
     packages: tuple[Package, ...]
-    _folder: "TemporaryDirectory[str]"
+    _folder: "TemporaryDirectory[str] | None"
 
     @property
     def size(self) -> int:
@@ -64,7 +64,8 @@ class Packed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        if self._folder:
+            self._folder.cleanup()
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,12 @@ class Upload:
         Raises:
             UsageError: a file has changed or cannot be read, or a package is too large or cannot be written.
         """
-        from zipfile import ZipFile  # noqa: F401 (a failed import must not look like a failed write)
-
         folder = None
         try:
-            folder = TemporaryDirectory(prefix="ray_pkg_")
-            paths = (Path(folder.name, str(number)) for number in range(len(self.listings)))
-            packages = [_pack(listed, path, progress) for listed, path in zip(self.listings, paths, strict=True)]
+            packages: list[Package] = []
+            for listed in self.listings:
+                folder = folder or TemporaryDirectory(prefix="ray_pkg_")
+                packages.append(_pack(listed, Path(folder.name, str(len(packages))), progress))
         except BaseException as error:
             if folder:
                 folder.cleanup()
@@ -160,8 +160,8 @@ def _module_listing(module: str, excludes: Sequence[str]) -> Listing:
     if path.is_file() and (path.suffix == ".py" or _WHEEL.fullmatch(path.name)):
         return file_listing(path)
     raise UsageError(
-        f"{printable(module)} in py_modules is not a folder, a .py file or a valid wheel file",
-        "correct the runtime_env",
+        f"{printable(module)} in py_modules is not a folder, a .py file or a wheel",
+        "correct the runtime_envcorrect the runtime_env",
     )
 
 
@@ -171,7 +171,7 @@ def _pack(listed: Listing, path: Path, progress: _Progress) -> Package:
     digest = (_copy if wheel else _zip)(listed, path, progress)
     uri = f"gcs://_ray_pkg_{digest[:32]}.zip"
     if wheel:
-        # Ray takes a wheel's name for its content. A build tag makes that true of one that is built again.
+        # Ray identifies a wheel by its name alone. With the build tag, a wheel of the same version can be built again.
         project, build, platform = wheel.groups()
         uri = f"gcs://{project}{build or '-0'}_{digest[:16]}{platform}"
     size = path.stat().st_size
@@ -247,8 +247,8 @@ def _check_limit(size: int, listed: Listing) -> None:
     if size > LIMIT:
         largest = ", ".join(f"{printable(entry.path)} ({_mib(entry.size)})" for entry in listed.largest())
         raise UsageError(
-            f"the upload of {printable(str(listed.root))} ({_mib(listed.size)}, {len(listed.entries)} files) is more than "
-            f"the {LIMIT // 1024**2} MiB that Ray accepts when packed; the largest files: {largest}",
+            f"when packed, {printable(str(listed.root))} ({_mib(listed.size)} in {len(listed.entries)} files) is larger "
+            f"than the {LIMIT // 1024**2} MiB that Ray accepts; the largest files are {largest}",
             "list large files in .rayignore, or read the data from a bucket",
         )
 

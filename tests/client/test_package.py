@@ -1,3 +1,4 @@
+import asyncio
 import ctypes
 import json
 import os
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 from client.errors import UsageError
 from client.upload import package
 from client.upload.ignore import Listing, listing
-from client.upload.package import LIMIT, pack
+from client.upload.package import LIMIT, Packed, Upload, plan_upload
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -68,7 +70,11 @@ def paths(found: Listing) -> list[str]:
     return [entry.path for entry in found.entries]
 
 
-def zips() -> list[Path]:
+def pack(found: Listing, progress: Callable[[int], object] = lambda count: None) -> Packed:
+    return Upload(found, ()).packed(progress)
+
+
+def temporary() -> list[Path]:
     return list(Path(tempfile.gettempdir()).iterdir())
 
 
@@ -440,7 +446,7 @@ def test_a_link_to_a_file_stands_for_the_file(root: Path, tmp_path: Path) -> Non
     (root / "near.txt").symlink_to(tmp_path / "far.txt")
     found = listing(root)
     assert [(entry.path, entry.size) for entry in found.entries] == [("near.txt", 9)]
-    with pack(found) as packed, zipfile.ZipFile(packed.path) as archive:
+    with pack(found) as packed, zipfile.ZipFile(packed.packages[0].path) as archive:
         assert archive.read("near.txt") == b"from afar"
         assert stat.S_ISREG(archive.getinfo("near.txt").external_attr >> 16)
 
@@ -469,7 +475,7 @@ def test_a_link_into_a_repository_follows_that_repositorys_rules(repo: Path, tmp
 def test_a_link_loop_is_an_error_that_names_the_link(root: Path, target: str) -> None:
     write(root, "a", "sub/b")
     (root / "sub/self").symlink_to(target)
-    with pytest.raises(UsageError, match=r"sub/self is a link loop; add it to \.rayignore or fix it"):
+    with pytest.raises(UsageError, match=r"sub/self is a link loop: correct it or add it to \.rayignore"):
         listing(root)
     write(root, ".rayignore", text="self\n!nothing\n")
     assert paths(listing(root)) == [".rayignore", "a", "sub/b"]
@@ -487,7 +493,7 @@ def test_a_loop_of_two_links_is_an_error(root: Path, tmp_path: Path) -> None:
 def test_a_broken_link_is_an_error_that_names_it(root: Path) -> None:
     write(root, "a")
     (root / "dangling").symlink_to("nowhere")
-    with pytest.raises(UsageError, match=r"dangling is a broken link.*add it to \.rayignore or fix it") as error:
+    with pytest.raises(UsageError, match=r"dangling is a broken link.*: correct it or add it to \.rayignore") as error:
         listing(root)
     one_line(error)
     assert paths(listing(root, ["dangling"])) == ["a"]
@@ -499,11 +505,13 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from client.errors import UsageError
 from client.upload.ignore import Listing, Entry, listing
-from client.upload.package import pack
+from client.upload.package import Upload
 root = Path(sys.argv[1])
 try:
     if sys.argv[3] == "pack":
-        pack(Listing(root, (Entry("closed", root / "closed", 1),), ()))
+        info = (root / "closed").stat()
+        entry = Entry("closed", root / "closed", 1, (info.st_dev, info.st_ino))
+        Upload(Listing(root, (entry,)), ()).packed()
     print([entry.path for entry in listing(root).entries])
 except UsageError as error:
     print(error)
@@ -528,7 +536,7 @@ def said_under_permission_bits(root: Path, action: str = "list") -> str:
 def test_an_unreadable_file_is_an_error_that_names_it(root: Path, action: str) -> None:
     write(root, "closed", "open")
     (root / "closed").chmod(0)
-    expected = "closed cannot be read (Permission denied); add it to .rayignore or fix it"
+    expected = "closed cannot be read (Permission denied): correct it or add it to .rayignore"
     assert said_under_permission_bits(root, action) == expected
     write(root, ".rayignore", text="closed\n!nothing\n")
     assert said_under_permission_bits(root) == "['.rayignore', 'open']"
@@ -569,7 +577,7 @@ def test_odd_names_survive_to_the_zip(root: Path, name: str) -> None:
     write(root, f"dir {name}/{name}")
     found = listing(root)
     assert paths(found) == [f"dir {name}/{name}"]
-    with pack(found) as packed, zipfile.ZipFile(packed.path) as archive:
+    with pack(found) as packed, zipfile.ZipFile(packed.packages[0].path) as archive:
         assert archive.namelist() == [f"dir {name}/{name}"]
 
 
@@ -587,7 +595,7 @@ def test_a_name_that_ray_would_drop_is_an_error(root: Path, name: bytes) -> None
 def test_nothing_to_upload_is_an_error(root: Path, held: list[str]) -> None:
     (root / "empty").mkdir()
     write(root, *held)
-    with pytest.raises(UsageError, match="nothing in .*tree may be uploaded") as error:
+    with pytest.raises(UsageError, match="no file in .*tree may be uploaded") as error:
         listing(root)
     one_line(error)
 
@@ -602,14 +610,16 @@ def test_a_root_that_is_no_directory_is_an_error(tmp_path: Path, name: str) -> N
 # Packing
 
 
-def test_a_package_deletes_its_file_which_only_the_user_can_read(root: Path) -> None:
+def test_packages_are_deleted_and_only_the_user_can_read_them(root: Path) -> None:
     write(root, "a")
     with pack(listing(root)) as packed:
-        assert zips() == [packed.path]
-        assert stat.S_IMODE(packed.path.stat().st_mode) == 0o600
-        assert packed.size == packed.path.stat().st_size
-        assert re.fullmatch(r"gcs://_ray_pkg_[0-9a-f]{32}\.zip", packed.uri)
-    assert zips() == []
+        (package,) = packed.packages
+        assert temporary() == [package.path.parent]
+        assert stat.S_IMODE(package.path.parent.stat().st_mode) == 0o700
+        assert packed.size == package.size == package.path.stat().st_size
+        assert packed.working_dir == package.uri
+        assert re.fullmatch(r"gcs://_ray_pkg_[0-9a-f]{32}\.zip", package.uri)
+    assert temporary() == []
 
 
 def test_the_same_tree_makes_the_same_uri_and_zip(tmp_path: Path) -> None:
@@ -617,14 +627,14 @@ def test_the_same_tree_makes_the_same_uri_and_zip(tmp_path: Path) -> None:
         write(tmp_path, f"{name}/a", f"{name}/sub/b")
     os.utime(tmp_path / "two/a", (0, -1_000_000_000))
     with pack(listing(tmp_path / "one")) as one, pack(listing(tmp_path / "two")) as two:
-        assert one.uri == two.uri
-        assert one.path.read_bytes() == two.path.read_bytes()
+        assert one.working_dir == two.working_dir
+        assert one.packages[0].path.read_bytes() == two.packages[0].path.read_bytes()
 
 
 def test_what_is_compressed_already_is_stored(root: Path) -> None:
     text = "x" * 10_000
     write(root, "a.py", "b.PNG", "c.tar.gz", text=text)
-    with pack(listing(root)) as package, zipfile.ZipFile(package.path) as archive:
+    with pack(listing(root)) as packed, zipfile.ZipFile(packed.packages[0].path) as archive:
         stored = [info.filename for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
         assert stored == ["b.PNG", "c.tar.gz"]
         assert {archive.read(name) for name in archive.namelist()} == {text.encode()}
@@ -645,10 +655,10 @@ def test_another_tree_makes_another_uri(root: Path, change: Callable[[Path], obj
     write(root, "a", "b")
     (root / "a").chmod(0o644)
     with pack(listing(root)) as packed:
-        before = packed.uri
+        before = packed.working_dir
     change(root)
     with pack(listing(root)) as packed:
-        assert packed.uri != before
+        assert packed.working_dir != before
 
 
 def test_content_cannot_pose_as_another_file(root: Path) -> None:
@@ -656,12 +666,12 @@ def test_content_cannot_pose_as_another_file(root: Path) -> None:
     for name in ("a", "b"):
         (root / name).chmod(0o644)
     with pack(listing(root)) as packed:
-        before = packed.uri
+        before = packed.working_dir
     (root / "b").unlink()
     for pretence in ("b\0", "b\x00644\0", "b\x00644 0\0"):
         write(root, "a", text=pretence)
         with pack(listing(root)) as packed:
-            assert packed.uri != before
+            assert packed.working_dir != before
 
 
 def test_progress_gets_every_byte_once(root: Path) -> None:
@@ -678,10 +688,10 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from client.upload.ignore import listing
-from client.upload.package import pack
+from client.upload.package import plan_upload
 opened = []
 sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
-with pack(listing(Path(sys.argv[1]))):
+with plan_upload(Path(sys.argv[1]), [], []).packed():
     pass
 print(json.dumps([path for path in opened if path.startswith(sys.argv[1])]))
 """
@@ -701,29 +711,122 @@ def test_modes_and_content_survive_rays_own_unpacking(root: Path, tmp_path: Path
     (root / "run.sh").chmod(0o755)
     (root / "deep/plain").chmod(0o640)
     with pack(listing(root)) as packed:
-        unzip_package(str(packed.path), str(tmp_path / "out"), remove_top_level_directory=False, unlink_zip=False)
+        package = str(packed.packages[0].path)
+        unzip_package(package, str(tmp_path / "out"), remove_top_level_directory=False, unlink_zip=False)
     assert stat.S_IMODE((tmp_path / "out/run.sh").stat().st_mode) == 0o755
     assert stat.S_IMODE((tmp_path / "out/deep/plain").stat().st_mode) == 0o640
     assert (tmp_path / "out/deep/plain").read_text() == "content"
 
 
-@pytest.mark.parametrize("text", ["", "x", "x" * 2_000_000])
-def test_a_file_that_changed_since_it_was_listed_is_an_error(root: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "x"])
+def test_a_file_that_became_shorter_is_an_error(root: Path, text: str) -> None:
     write(root, "log", text="x" * 10)
     found = listing(root)
     write(root, "log", text=text)
-    with pytest.raises(UsageError, match="log changed while it was packed"):
+    with pytest.raises(UsageError, match="log became shorter while it was packed") as error:
         pack(found)
-    assert zips() == []
+    one_line(error)
+    assert temporary() == []
+
+
+def test_a_file_that_was_replaced_is_an_error(root: Path) -> None:
+    write(root, "log", "new")
+    found = listing(root)
+    (root / "new").rename(root / "log")
+    with pytest.raises(UsageError, match="log was replaced while it was packed") as error:
+        pack(found)
+    one_line(error)
+    assert temporary() == []
+
+
+def test_a_file_that_grew_is_sent_as_it_was_listed(root: Path) -> None:
+    write(root, "log", text="y" * 10)
+    found = listing(root)
+    write(root, "log", text="x" * 2_000_000)
+    with pack(found) as packed, zipfile.ZipFile(packed.packages[0].path) as archive:
+        assert archive.read("log") == b"x" * 10
+
+
+APPEND = """
+import sys
+with open(sys.argv[1], "a") as file:
+    number = 0
+    while True:
+        number += 1
+        print(f"line {number}", file=file, flush=True)
+"""
+
+
+def test_a_file_that_grows_while_it_is_packed_is_sent_as_it_was_listed(root: Path) -> None:
+    log = root / "train.log"
+    write(root, "a.bin", "z.bin", text="x" * 3_000_000)
+    with subprocess.Popen([sys.executable, "-c", APPEND, str(log)]) as writer:
+        try:
+            wait_for(lambda: log.exists() and log.stat().st_size > 1000)
+            found = listing(root)
+            (listed,) = (entry.size for entry in found.entries if entry.path == "train.log")
+
+            def see_it_grow(_: int) -> None:  # once per chunk read: the packing goes on only when the file has grown
+                size = log.stat().st_size
+                wait_for(lambda: log.stat().st_size > size)
+
+            with pack(found, see_it_grow) as packed, zipfile.ZipFile(packed.packages[0].path) as archive:
+                sent = archive.read("train.log")
+        finally:
+            writer.kill()
+    assert len(sent) == listed < log.stat().st_size
+    assert log.read_bytes().startswith(sent)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+OUTPUT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from client.upload.package import plan_upload
+print("packing", flush=True)
+upload = plan_upload(Path.cwd(), [], ["!train.log", "!errors"])
+with upload.packed(lambda _: print("packing", flush=True)) as packed:
+    print([entry.path for entry in upload.entries], upload.withheld, flush=True)
+"""
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["2>&1", "two files"])
+def test_our_own_output_is_never_uploaded(root: Path, same: bool) -> None:
+    write(root, "a.py", "other.log")
+    write(root, ".rayignore", text="!train.log\n!errors\n")
+    with open(root / "train.log", "w") as out, open(root / "errors", "w") as errors:
+        os.link(root / "train.log", root / "second-name")
+        (root / "third-name").symlink_to("train.log")
+        command = [sys.executable, "-c", OUTPUT, str(REPOSITORY)]
+        subprocess.run(command, cwd=root, stdout=out, stderr=out if same else errors, check=True)
+    said = (root / "train.log").read_text().splitlines()
+    assert said.count("packing") >= 4
+    assert said[-1] == str([".rayignore", "a.py", *["errors"] * same, "other.log"]) + " ()"
+
+
+def test_an_output_that_is_closed_does_no_harm(root: Path) -> None:
+    write(root, "a.py")
+    code = (
+        "import os, sys; os.close(1); os.close(2); from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
+        "from client.upload.ignore import listing; sys.exit(len(listing(Path.cwd()).entries))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(REPOSITORY)], cwd=root).returncode == 1
 
 
 def test_a_file_that_vanished_is_an_error(root: Path) -> None:
     write(root, "a", "b")
     found = listing(root)
     (root / "b").unlink()
-    with pytest.raises(UsageError, match=r"b is a broken link, or is gone"):
+    with pytest.raises(UsageError, match=r"b is a broken link or was deleted"):
         pack(found)
-    assert zips() == []
+    assert temporary() == []
 
 
 def test_ctrl_c_leaves_no_zip(root: Path) -> None:
@@ -733,7 +836,7 @@ def test_ctrl_c_leaves_no_zip(root: Path) -> None:
     write(root, "a")
     with pytest.raises(KeyboardInterrupt):
         pack(listing(root), interrupt)
-    assert zips() == []
+    assert temporary() == []
 
 
 def test_no_room_for_the_zip_is_told_from_a_bad_file(root: Path) -> None:
@@ -743,11 +846,11 @@ def test_no_room_for_the_zip_is_told_from_a_bad_file(root: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(UsageError, match=r"cannot write the zip .*; free space or set TMPDIR"):
+        with pytest.raises(UsageError, match=r"cannot write the packed files to .*: free space or set TMPDIR"):
             pack(found)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert zips() == []
+    assert temporary() == []
 
 
 def test_over_the_limit_is_an_error_that_names_the_largest(root: Path) -> None:
@@ -767,7 +870,7 @@ def test_over_the_limit_is_an_error_that_names_the_largest(root: Path) -> None:
     assert "small01" not in said
     assert ".rayignore" in said
     assert 100 * 1024**2 <= sum(read) <= 101 * 1024**2
-    assert zips() == []
+    assert temporary() == []
 
 
 def test_the_limit_is_of_the_zip_and_not_of_the_tree(root: Path) -> None:
@@ -782,11 +885,12 @@ def test_the_zips_own_tables_count_towards_the_limit(root: Path, monkeypatch: py
     with pack(listing(root)) as packed:
         size = packed.size
     monkeypatch.setattr(package, "LIMIT", size)
-    pack(listing(root)).path.unlink()
+    with pack(listing(root)):
+        pass
     monkeypatch.setattr(package, "LIMIT", size - 1)
-    with pytest.raises(UsageError, match="list big files"):
+    with pytest.raises(UsageError, match="list large files"):
         pack(listing(root))
-    assert zips() == []
+    assert temporary() == []
 
 
 PEAK_MEMORY = """
@@ -794,11 +898,11 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from client.upload.ignore import listing
-from client.upload.package import pack
+from client.upload.package import Upload
 found = listing(Path(sys.argv[1]))
 import zipfile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with pack(found):
+with Upload(found, ()).packed():
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -812,10 +916,166 @@ def test_memory_stays_bounded(root: Path) -> None:
     assert grown < 16 * 1024  # KiB
 
 
-def test_a_tree_without_ignore_lines_does_not_pay_for_pathspec(root: Path) -> None:
+def test_listing_does_not_pay_for_zipfile(root: Path) -> None:
     write(root, "a")
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from client.listing import listing; "
-        "listing(Path(sys.argv[1])); sys.exit('pathspec' in sys.modules or 'zipfile' in sys.modules)"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); "
+        "from client.upload.package import plan_upload; "
+        "plan_upload(Path(sys.argv[1]), [], []); sys.exit('zipfile' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(root), str(REPOSITORY)]).returncode == 0
+
+
+# py_modules
+
+
+def write_wheel(path: Path, text: str) -> None:
+    info = "wheelmod-0.1.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("wheelmod.py", text)
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: wheelmod\nVersion: 0.1\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "wheelmod.py,,\n")
+
+
+@pytest.fixture
+def modules(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, a file and a wheel to give as py_modules, beside a working directory `job`."""
+    write(root, "job/a.py", "lib/pkg/__init__.py", "lib/pkg/sub/deep.py", text="VALUE = 'folder'\n")
+    write(root, "lib/pkg/.env", "lib/pkg/sub/tls.key", "lib/pkg/noise.tmp", "lib/pkg/__pycache__/x.pyc", "job/.env")
+    write(root, "lib/single.py", text="VALUE = 'file'\n")
+    write_wheel(root / "lib/wheelmod-0.1-py3-none-any.whl", "VALUE = 'wheel'\n")
+    monkeypatch.chdir(root)
+    return root
+
+
+WHEEL = "lib/wheelmod-0.1-py3-none-any.whl"
+
+
+def test_py_modules_are_listed_by_the_same_rules_and_their_secrets_withheld(modules: Path) -> None:
+    write(modules, "lib/.gitignore", text="*.tmp\n")
+    write(modules, "lib/pkg/.gitignore", text="*.tmp\n")
+    upload = plan_upload(modules / "job", ["lib/pkg", "lib/single.py", "s3://b/m.zip", WHEEL], ["/sub/*.md"])
+    assert [entry.path for entry in upload.entries] == [
+        "a.py", "pkg/.gitignore", "pkg/__init__.py", "pkg/sub/deep.py", "single.py", "wheelmod-0.1-py3-none-any.whl",
+    ]  # fmt: skip
+    assert upload.withheld == (".env", "pkg/.env", "pkg/sub/tls.key")
+    assert upload.size == sum(entry.source.stat().st_size for entry in upload.entries)
+    assert [found.root.name for found in upload.listings] == ["job", "pkg", "single.py", Path(WHEEL).name]
+    assert temporary() == []
+
+
+def test_a_rayignore_in_a_py_module_counts_and_excludes_are_relative_to_it(modules: Path) -> None:
+    write(modules, "lib/pkg/.rayignore", text="/sub/deep.py\n!/.env\n*.tmp\n")
+    write(modules, "lib/pkg/data/x", "lib/pkg/sub/data/y")
+    upload = plan_upload(None, ["lib/pkg"], ["/data/", "/pkg/"])
+    assert [entry.path for entry in upload.entries] == [
+        "pkg/.env", "pkg/.rayignore", "pkg/__init__.py", "pkg/sub/data/y",
+    ]  # fmt: skip
+    assert upload.withheld == ("pkg/sub/tls.key",)
+
+
+def test_a_gitignore_above_a_py_module_counts(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(repo, ".gitignore", text="*.tmp\n/lib/pkg/gone/\n")
+    write(repo, "lib/pkg/__init__.py", "lib/pkg/x.tmp", "lib/pkg/gone/y", "lib/pkg/sub/z.py")
+    monkeypatch.chdir(repo / "lib/pkg/sub")
+    assert [entry.path for entry in plan_upload(None, [".."], []).entries] == ["pkg/__init__.py", "pkg/sub/z.py"]
+
+
+class Store:
+    """Stands for Ray's GCS: the packages as the server would have them."""
+
+    def __init__(self, packed: Packed) -> None:
+        self.content = {package.uri.encode(): package.path.read_bytes() for package in packed.packages}
+
+    async def async_internal_kv_get(self, key: bytes, namespace: None, timeout: None) -> bytes:
+        return self.content[key]
+
+
+def imported_through_ray(packed: Packed, folder: Path, expression: str) -> str:
+    """What a worker of Ray says, with the py_modules unpacked and put on its path by Ray's own plugin."""
+    from ray._private.runtime_env.context import RuntimeEnvContext
+    from ray._private.runtime_env.py_modules import PyModulesPlugin
+
+    plugin = PyModulesPlugin(str(folder), Store(packed))
+    context = RuntimeEnvContext()
+    for uri in packed.py_modules:
+        asyncio.run(plugin.create(uri, {}, context))
+    plugin.modify_context(packed.py_modules, {}, context)
+    command = [sys.executable, "-c", f"import pkg, pkg.sub.deep, single, wheelmod; print({expression})"]
+    return subprocess.run(
+        command, env={**os.environ, **context.env_vars}, cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_rays_own_plugin_unpacks_and_imports_every_form(
+    modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
+    given = ["lib/pkg", "lib/single.py", WHEEL]
+    values = "pkg.VALUE, pkg.sub.deep.VALUE, single.VALUE, wheelmod.VALUE"
+    with plan_upload(None, given, []).packed() as packed:
+        assert packed.working_dir is None
+        assert packed.py_modules == [package.uri for package in packed.packages]
+        said = imported_through_ray(packed, tmp_path / "node", values)
+        assert said == "('folder', 'folder', 'file', 'wheel')".replace("('", "").replace("')", "").replace("', '", " ")
+        unpacked = [path.name for path in (tmp_path / "node").rglob("*")]
+        assert "deep.py" in unpacked
+        assert not {".env", "tls.key"} & set(unpacked)
+    write_wheel(modules / WHEEL, "VALUE = 'built again'\n")
+    with plan_upload(None, given, []).packed() as packed:
+        assert imported_through_ray(packed, tmp_path / "node", "wheelmod.VALUE") == "built again"
+
+
+def test_uris_stay_as_they_are_in_their_place(modules: Path) -> None:
+    given = ["gs://b/one.zip", "lib/pkg", "local:///in/image", "lib/single.py"]
+    with plan_upload(modules / "job", given, []).packed() as packed:
+        working_dir, folder, single = packed.packages
+        assert packed.working_dir == working_dir.uri
+        assert packed.py_modules == ["gs://b/one.zip", folder.uri, "local:///in/image", single.uri]
+        assert packed.size == sum(package.path.stat().st_size for package in packed.packages)
+        assert len({package.uri for package in packed.packages}) == 3
+    assert temporary() == []
+
+
+def test_an_upload_of_nothing_makes_no_file() -> None:
+    upload = plan_upload(None, ["gs://b/one.zip"], [])
+    assert (upload.listings, upload.entries, upload.size) == ((), (), 0)
+    with upload.packed() as packed:
+        assert (packed.working_dir, packed.py_modules, packed.packages) == (None, ["gs://b/one.zip"], ())
+        assert temporary() == []
+
+
+def test_a_wheel_keeps_its_build_tag(modules: Path) -> None:
+    shutil.copy(modules / WHEEL, modules / "lib/wheelmod-0.1-7a-py3-none-any.whl")
+    with plan_upload(None, [WHEEL, "lib/wheelmod-0.1-7a-py3-none-any.whl"], []).packed() as packed:
+        assert re.fullmatch(r"gcs://wheelmod-0\.1-0_[0-9a-f]{16}-py3-none-any\.whl", packed.py_modules[0])
+        assert re.fullmatch(r"gcs://wheelmod-0\.1-7a_[0-9a-f]{16}-py3-none-any\.whl", packed.py_modules[1])
+        assert packed.packages[0].path.read_bytes() == (modules / WHEEL).read_bytes()
+
+
+@pytest.mark.parametrize("module", ["nowhere", "job/data.txt", "lib/no-wheel.whl", "nowhere.py", "/"])
+def test_what_cannot_be_a_py_module_is_an_error(modules: Path, module: str) -> None:
+    write(modules, "job/data.txt", "lib/no-wheel.whl")
+    with pytest.raises(UsageError, match="in py_modules is not a folder, a .py file or a wheel") as error:
+        plan_upload(None, [module], [])
+    assert module in one_line(error)
+
+
+def test_a_py_module_that_changes_or_is_too_large_is_an_error_that_leaves_no_file(
+    modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = plan_upload(modules / "job", ["lib/pkg", WHEEL], [])
+    write(modules, "lib/new")
+    (modules / "lib/new").rename(modules / WHEEL)
+    with pytest.raises(UsageError, match=r"wheelmod-0\.1-py3-none-any\.whl was replaced"):
+        upload.packed()
+    assert temporary() == []
+    write_wheel(modules / WHEEL, "x" * 3000)
+    monkeypatch.setattr(package, "LIMIT", 2000)
+    with pytest.raises(UsageError, match=r"wheelmod.*larger than"):
+        plan_upload(modules / "job", ["lib/pkg", WHEEL], []).packed()
+    assert temporary() == []
