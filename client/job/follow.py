@@ -86,9 +86,11 @@ class _Follower:
             try:
                 if result := self._round():
                     return result
-                whole = bool(self.job and not self.jobs.logs.resumable(self.job))
                 self.contact = time.monotonic()
                 self.noted.discard("lost")
+                if self.job and self.job.finished:
+                    continue  # the log had more, and has no more to wait for
+                whole = bool(self.job and not self.jobs.logs.resumable(self.job))
             except JobNotFound as error:
                 if not self.job:
                     raise

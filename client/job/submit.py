@@ -13,7 +13,7 @@ from client.job.resources import check_resources
 from client.job.submission import Submission, command_line, submission
 from client.ray_api.jobs import RayJobs
 from client.targets import Address, connect, resolve, runtime
-from client.targets.target import Runtime
+from client.targets.target import Runtime, Target
 from client.upload.package import Packed, Upload, plan_upload
 from client.wait import Note, silent
 
@@ -159,7 +159,7 @@ def send(
                 packed = files.enter_context(upload.packed(done))
             target.wait_ready(note, wait_cluster)
             if not target.runtime.in_place:
-                _check_version(jobs, note)
+                _check_version(target, jobs, note)
             for package in packed.packages:
                 if not jobs.has_package(package.uri):
                     with progress("uploading", package.size) as sent:
@@ -170,10 +170,10 @@ def send(
         return Job(made.submission_id, target, stack.pop_all(), attached=not new)
 
 
-def _check_version(jobs: RayJobs, note: Note) -> None:
+def _check_version(target: Target, jobs: RayJobs, note: Note) -> None:
     """Warn of a server of another Ray, which mostly works; what has no job API is refused by `version`."""
     from ray import __version__ as ours  # as the SDK has imported it
 
-    theirs = jobs.version()["ray_version"]
+    theirs = target.ray_version or jobs.version()["ray_version"]
     if theirs != ours:
         note(f"the cluster runs Ray {theirs}, this client Ray {ours}: if a job fails, use an image with Ray {ours}")

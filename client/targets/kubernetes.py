@@ -16,11 +16,10 @@ from client.kube.api import Api, Object, refusal
 from client.kube.cluster import DASHBOARD, Cluster, address_of, clusters, find, token
 from client.kube.port_forward import PortForwards
 from client.ray_api.http import token_refusal
+from client.ray_api.jobs import RayJobs
 from client.targets.resources import groups
 from client.targets.target import Runtime, Target
 from client.wait import Note
-
-_PROBE_TIMEOUT = (5.0, 3.0)
 
 
 def parts(address: str) -> tuple[str | None, str | None, str | None]:
@@ -152,11 +151,11 @@ def _explained(cluster: Cluster) -> Iterator[None]:
 
 
 def _proxy_forbidden(target: KubernetesTarget) -> Forbidden | None:
-    """The API server's refusal of its proxy to this login, if it does refuse; no token is sent to Ray."""
+    """The API server's refusal of its proxy to this login, if it does refuse."""
     try:
-        target.cluster.api.get(f"{target.http.server.url}/api/version", timeout=_PROBE_TIMEOUT)
+        target.ray_version = RayJobs(target).version()["ray_version"]
     except Forbidden as error:
         return error
     except ClientError:
-        pass  # Ray refuses it without the token, or is not there yet
+        pass  # Ray is not there yet
     return None

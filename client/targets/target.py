@@ -35,12 +35,14 @@ class Target(Protocol):
         http: sends requests to the dashboard's API.
         runtime: what a job's command line depends on there.
         ends_with_us: the cluster ends when this client does.
+        ray_version: of the cluster, where it was asked already.
     """
 
     address: str
     http: Http
     runtime: Runtime
     ends_with_us: bool = False
+    ray_version: str | None = None
 
     def agent(self, address: str) -> str | None:
         """The URL of the node agent that a job's record names by its address; None where it cannot be reached."""

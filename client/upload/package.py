@@ -247,7 +247,7 @@ def _check_limit(size: int, listed: Listing) -> None:
     if size > LIMIT:
         largest = ", ".join(f"{printable(entry.path)} ({_mib(entry.size)})" for entry in listed.largest())
         raise UsageError(
-            f"when packed, {printable(str(listed.root))} ({_mib(listed.size)} in {len(listed.entries)} files) is larger "
+            f"when packed, {printable(str(listed.root))} ({_mib(listed.size)} in {len(listed.entries)} files) is more "
             f"than the {LIMIT // 1024**2} MiB that Ray accepts; the largest files are {largest}",
             "list large files in .rayignore, or read the data from a bucket",
         )
