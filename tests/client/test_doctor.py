@@ -14,6 +14,7 @@ from client.doctor.ray import examine
 from client.doctor.report import Check, Report
 from client.errors import ClientError
 from client.targets.target import Target
+from tests.client.conftest import token_of
 from tests.client.server import Handler, serving
 from tests.client.test_kubernetes import config
 from tests.conftest import Cli
@@ -50,7 +51,7 @@ def test_a_ray_that_is_well(run: Cli, remote: dict[str, str], head: Target) -> N
     assert "RAY_WORKLOAD_ADDRESS" in found["address"]["found"]
     assert "2.60.0" in found["dashboard"]["found"]
     assert "refused" in found["auth"]["found"]
-    assert head.http.server.headers["Authorization"].removeprefix("Bearer ") not in json.dumps(found)
+    assert token_of(head) not in json.dumps(found)
 
 
 def test_without_the_token(run: Cli, head: Target) -> None:
