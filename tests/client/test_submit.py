@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client.job.record import JobRecord
 
 import client
 from client.errors import ClientError
