@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from client.job.record import JobRecord
 
 from client.errors import ContactLost, JobNotFound, Unreachable
 from client.job.follow import follow, tail_offset
