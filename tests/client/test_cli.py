@@ -15,8 +15,8 @@ from tests.conftest import Cli
 ENDS_WITH_7 = "import sys\nfor number in range(30):\n    print('line', number)\nsys.exit(7)\n"
 LINES = b"".join(b"line %d\n" % number for number in range(30))
 SHOWN = {
-    "submission_id", "status", "exit_code", "driver_exit_code", "entrypoint", "message", "error_type", "start_time",
-    "end_time", "metadata",
+    "submission_id", "status", "exit_code", "driver_exit_code", "entrypoint", "message", "error_type", "submit_time",
+    "start_time", "end_time", "metadata",
 }  # fmt: skip
 
 
@@ -42,19 +42,20 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
 
     again = run(*given, "script.py", "an arg", env=remote)
     assert (again.returncode, again.stdout) == (7, followed.stdout)
-    assert b"job found is there already: attached" in again.stderr
+    assert b"job found exists: attached to it\n" in again.stderr
     other = run(*given, "--", "true", env=remote)
     assert other.returncode == 1
-    assert b"the id found is in use by a job with another entrypoint" in other.stderr
+    assert b"another job, with a different entrypoint, runtime_env or resources, has the id found: " in other.stderr
+    announced = f"ray-workload: address {remote['RAY_WORKLOAD_ADDRESS']} (RAY_WORKLOAD_ADDRESS)\n".encode()
     stopped = run("stop", "found", env=remote)
-    assert (stopped.returncode, stopped.stderr) == (0, b"ray-workload: job found had ended: FAILED\n")
+    assert (stopped.returncode, stopped.stderr) == (0, announced + b"ray-workload: job found had ended: FAILED\n")
 
     status = json.loads(run("status", "-o", "json", "found", env=remote).stdout)
     assert status.keys() == SHOWN
     assert (status["status"], status["exit_code"], status["driver_exit_code"]) == ("FAILED", 7, 7)
     assert status["entrypoint"] == "exec python script.py 'an arg'"
     assert status["metadata"]["team"] == "a" and status["metadata"]["job_name"] == "a name"
-    assert status["start_time"] < status["end_time"]
+    assert status["submit_time"] <= status["start_time"] < status["end_time"]
     lines = run("status", "found", env=remote).stdout.decode().splitlines()
     shown = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))  # the message has many
     assert shown.keys() == SHOWN
@@ -62,12 +63,12 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
 
     listed = json.loads(run("list", "-o", "json", "--limit", "1000", env=remote).stdout)
     assert [job for job in listed if job["submission_id"] == "found"] == [status]
-    starts = [job["start_time"] for job in listed]
-    assert starts == sorted(starts, reverse=True)
+    submits = [job["submit_time"] for job in listed]
+    assert submits == sorted(submits, reverse=True)
     header, *rows = run("list", "--limit", "1000", "--status", "failed", env=remote).stdout.decode().splitlines()
-    assert header.split("\t") == ["SUBMISSION ID", "STATUS", "EXIT", "STARTED", "SECONDS", "NAME", "ENTRYPOINT"]
+    assert header.split("\t") == ["SUBMISSION ID", "STATUS", "EXIT", "SUBMITTED", "WAITED", "SECONDS", "NAME", "ENTRYPOINT"]
     (row,) = (row.split("\t") for row in rows if row.startswith("found\t"))
-    assert row[1:3] + row[5:] == ["FAILED", "7", "a name", "exec python script.py 'an arg'"]
+    assert row[1:3] + row[6:] == ["FAILED", "7", "a name", "exec python script.py 'an arg'"]
     assert {row.split("\t")[1] for row in rows} == {"FAILED"}
 
 
@@ -86,7 +87,7 @@ def test_the_cluster_in_use_is_shown_and_why(run: Cli, remote: dict[str, str]) -
         (["--", "true"], 0, "SUCCEEDED", " succeeded after "),
         (["--", "sh", "-c", "kill -9 $$"], 137, "FAILED", " failed with exit code 137 after "),
         (["--", "no-such-program"], 127, "FAILED", " failed with exit code 127 after "),
-        (["--timeout", "0.5", "--", "sleep", "60"], 124, "FAILED", " ran longer than its --timeout of 0.5 s "),
+        (["--timeout", "0.5", "--", "sleep", "60"], 124, "FAILED", " was ended because it ran longer than its timeout of 0.5 s after "),
     ],
 )
 def test_the_exit_code_is_the_drivers(
@@ -147,13 +148,13 @@ def test_a_pending_job_cannot_be_stopped_and_that_is_told(run: Cli, another_head
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
-        (["list"], 74, "the output cannot be written here: No space left on device"),
-        (["list", "-o", "json"], 74, "the output cannot be written here: No space left on device"),
-        (["status"], 74, "the output cannot be written here: No space left on device"),
-        (["doctor"], 74, "the output cannot be written here: No space left on device"),
-        (["submit", "--dry-run", "--", "true"], 74, "the output cannot be written here: No space left on device"),
-        (["submit", "--detach", "--", "true"], 74, "the output cannot be written here: No space left on device"),
-        (["status", "none", "-o", "json"], 1, "no job none at "),
+        (["list"], 74, "the output cannot be written (No space left on device): free space"),
+        (["list", "-o", "json"], 74, "the output cannot be written (No space left on device): free space"),
+        (["status"], 74, "the output cannot be written (No space left on device): free space"),
+        (["doctor"], 74, "the output cannot be written (No space left on device): free space"),
+        (["submit", "--dry-run", "--", "true"], 74, "the output cannot be written (No space left on device): free space"),
+        (["submit", "--detach", "--", "true"], 74, "the output cannot be written (No space left on device): free space"),
+        (["status", "none", "-o", "json"], 1, "there is no job none at "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

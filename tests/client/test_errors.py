@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from client.targets.target import Endpoint
+from client.targets.target import Target
 from tests.client.conftest import port
 from tests.client.proxy import FaultProxy
 from tests.client.server import Answer, Handler, serving
@@ -46,20 +46,20 @@ def refusal(done: "subprocess.CompletedProcess[bytes]", code: int) -> str:
 
 
 BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
-    "no script": (["nope.py"], {}, ["no such script: nope.py", "put -- before"]),
-    "a folder as script": (["."], {}, ["no such script: ."]),
-    "script outside": (["--working-dir", "sub", "a.py"], {"a.py": "", "sub/b": ""}, ["is outside", "--working-dir"]),
-    "no such folder": (["--working-dir", "nope", "--", "true"], {}, ["no such folder: nope"]),
-    "nothing": ([], {}, ["give a SCRIPT, or -- and a COMMAND"]),
-    "no command": (["--"], {}, ["the command behind -- is empty"]),
-    "empty command": (["--", ""], {}, ["the command behind -- is empty"]),
+    "no script": (["nope.py"], {}, ["there is no script nope.py: to run a command, "]),
+    "a folder as script": (["."], {}, ["there is no script .: "]),
+    "script outside": (["--working-dir", "sub", "a.py"], {"a.py": "", "sub/b": ""}, ["is outside the", "--working-dir"]),
+    "no such folder": (["--working-dir", "nope", "--", "true"], {}, ["there is no folder nope"]),
+    "nothing": ([], {}, ["there is nothing to run: give a SCRIPT, or -- and a COMMAND"]),
+    "no command": (["--"], {}, ["the command after -- is empty"]),
+    "empty command": (["--", ""], {}, ["the command after -- is empty"]),
     "--env without =": (["--env", "A", "--", "true"], {}, ["'A' is not NAME=VALUE"]),
     "--env without name": (["--env", "=x", "--", "true"], {}, ["'=x' is not NAME=VALUE"]),
     "--tag without =": (["--tag", "A", "--", "true"], {}, ["'A' is not NAME=VALUE"]),
-    "--tag of ours": (["--tag", "user=x", "--", "true"], {}, ["the tag user", "another name"]),
-    "--id": (["--id", "a/b", "--", "true"], {}, ["--id", "letters, digits"]),
-    "--timeout 0": (["--timeout", "0", "--", "true"], {}, ["--timeout", "more than 0"]),
-    "--timeout nan": (["--timeout", "nan", "--", "true"], {}, ["--timeout", "more than 0"]),
+    "--tag of ours": (["--tag", "user=x", "--", "true"], {}, ["the client itself records user", "another name"]),
+    "--id": (["--id", "a/b", "--", "true"], {}, ["an id may only hold letters, digits"]),
+    "--timeout 0": (["--timeout", "0", "--", "true"], {}, ["a timeout must be more than 0 seconds"]),
+    "--timeout nan": (["--timeout", "nan", "--", "true"], {}, ["--timeout", "'nan' is not a duration like"]),
     "--num-cpus nan": (["--num-cpus", "nan", "--", "true"], {}, ["num_cpus must be a number"]),
     "no job file": (["-f", "f"], {}, ["cannot read f: No such file"]),
     "job file no YAML": (["-f", "f"], {"f": "{a: ["}, ["f is not valid YAML at line 1"]),
@@ -67,7 +67,7 @@ BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "job file no date": (["-f", "f"], {"f": "a: 2026-13-01"}, ["f is not valid YAML", "month"]),
     "job file a list": (["-f", "f"], {"f": "- a"}, ["f must hold names and values, not list"]),
     "job file empty": (["-f", "f"], {"f": ""}, ["f must hold names and values"]),
-    "job file unknown key": (["-f", "f"], {"f": "{1: a, entry: b}"}, ["unknown key 1", "entrypoint_num_gpus"]),
+    "job file unknown key": (["-f", "f"], {"f": "{1: a, entry: b}"}, ["a job has no argument 1: ", "_num_gpus"]),
     "entrypoint no text": (["-f", "f"], {"f": "entrypoint: 5"}, ["entrypoint must be text"]),
     "id no text": (["-f", "f", "--", "true"], {"f": "submission_id: 5"}, ["submission_id must be text"]),
     "metadata no mapping": (["-f", "f", "--", "true"], {"f": "metadata: 5"}, ["metadata must be names and values"]),
@@ -121,11 +121,11 @@ def test_a_secrets_name_is_refused_unless_allowed(
 # What cannot be uploaded
 
 
-def test_an_upload_over_the_limit_is_not_sent(run: Cli, head: Endpoint, remote: dict[str, str], tmp_path: Path) -> None:
+def test_an_upload_over_the_limit_is_not_sent(run: Cli, head: Target, remote: dict[str, str], tmp_path: Path) -> None:
     with open(tmp_path / "big.bin", "wb") as file:
         for _ in range(101):
             file.write(os.urandom(1024**2))
-    with FaultProxy(port(head.url)) as proxy:
+    with FaultProxy(port(head.http.server.url)) as proxy:
         line = refusal(run("submit", "--", "true", env={**remote, "RAY_WORKLOAD_ADDRESS": proxy.url}), 2)
     assert "100 MiB" in line and "big.bin (101.0 MiB)" in line and ".rayignore" in line
     assert [method for method, _ in proxy.requests if method != "GET"] == []
@@ -164,11 +164,15 @@ COMMANDS = [["submit", "--", "true"], ["list"], ["status"], ["status", "x"], ["l
         ("http://127.0.0.1:port", 2, "not a usable address"),
         ("http://:8265", 2, "not a usable address"),
         ("http://127.0.0.1:8265/#/jobs", 2, "not a usable address"),
-        ("http://user:hunter2@127.0.0.1:8265", 2, "holds a password: give a token in RAY_AUTH_TOKEN_PATH"),
+        (
+            "http://user:hunter2@127.0.0.1:8265",
+            2,
+            "holds a password: put a token into the file that RAY_AUTH_TOKEN_PATH names",
+        ),
         ("http://user:hunter2@127.0.0.1:99999", 2, "holds a password"),
         ("ftp://user:hunter2@127.0.0.1", 2, "holds a password"),
-        ("http://127.0.0.1:9", 69, "http://127.0.0.1:9 does not answer: Connection refused (is the address right?)"),
-        ("http://no-such-host.invalid", 69, "does not answer: "),
+        ("http://127.0.0.1:9", 69, "http://127.0.0.1:9 does not answer (Connection refused): check the address"),
+        ("http://no-such-host.invalid", 69, "does not answer ("),
     ],
 )
 def test_a_bad_address_is_refused(address: str, code: int, words: str, run: Cli) -> None:
@@ -189,8 +193,8 @@ STRANGERS: dict[str, tuple[Answer, int, str]] = {
     "another list": (lambda *_: (200, {"Content-Type": "application/json"}, b'["hello"]'), 69, " "),
     "no job API": (only_the_version, 69, "port 8265"),
     "a login page": (lambda *_: (302, {"Location": "https://login.invalid/?state=1"}, b""), 69, "https://login.invalid"),
-    "a gateway": (lambda *_: (502, {}, b"Bad Gateway"), 69, "answers 502: try again"),
-    "a guard": (lambda *_: (403, {}, b"<html>Forbidden</html>"), 77, "403, and it is not Ray that does: log in there"),
+    "a gateway": (lambda *_: (502, {}, b"Bad Gateway"), 69, "answers 502: try again in a moment"),
+    "a guard": (lambda *_: (403, {}, b"<html>Forbidden</html>"), 77, "403, and that is not Ray: log in there first"),
 }  # fmt: skip
 
 
@@ -222,12 +226,12 @@ def test_a_server_that_does_not_speak_http_is_refused(run: Cli) -> None:
         done = run("list", "--address", f"http://127.0.0.1:{server.getsockname()[1]}")
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
-    assert "does not answer: it does not speak HTTP" in refusal(done, 69)
+    assert "does not answer (it does not speak HTTP)" in refusal(done, 69)
 
 
 def test_a_ca_file_that_is_not_there(run: Cli) -> None:
     done = run("list", "--address", "https://127.0.0.1:1", env={"REQUESTS_CA_BUNDLE": "/nowhere/ca.pem"})
-    assert "REQUESTS_CA_BUNDLE names /nowhere/ca.pem, which is not there" in refusal(done, 2)
+    assert "REQUESTS_CA_BUNDLE names /nowhere/ca.pem, which does not exist" in refusal(done, 2)
     done = run("list", "--address", "http://127.0.0.1:1", env={"REQUESTS_CA_BUNDLE": "/nowhere/ca.pem"})
     assert "http://127.0.0.1:1 does not answer" in refusal(done, 69)
 
@@ -236,7 +240,7 @@ def test_a_ca_file_that_is_not_there(run: Cli) -> None:
 def test_resources_of_a_job_file_that_are_none(resources: str, run: Cli, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"entrypoint: 'true'\nentrypoint_resources: {resources}\n")
     done = run("submit", "-f", "job.yaml", env=NOWHERE)
-    assert "entrypoint_resources must hold a number for each name" in refusal(done, 2)
+    assert "entrypoint_resources must have a number for each name" in refusal(done, 2)
 
 
 def test_a_silent_server_is_given_up(run: Cli) -> None:
@@ -244,17 +248,18 @@ def test_a_silent_server_is_given_up(run: Cli) -> None:
         began = time.monotonic()
         done = run("submit", "--address", f"http://127.0.0.1:{server.getsockname()[1]}", "--", "true")
     assert time.monotonic() - began < 30
-    assert "does not answer: " in refusal(done, 69)
+    assert "does not answer (" in refusal(done, 69)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    ("token", "words"), [("wrong", "refused the token: put its own"), ("", "wants a token: put it into a file")]
+    ("token", "words"),
+    [("wrong", "the cluster refused the token: put its token"), ("", "the cluster requires a token: put its token")],
 )
 def test_a_token_that_is_not_the_clusters_is_refused(
-    token: str, words: str, command: list[str], run: Cli, head: Endpoint
+    token: str, words: str, command: list[str], run: Cli, head: Target
 ) -> None:
-    done = run(*command, env={"RAY_WORKLOAD_ADDRESS": head.url, "RAY_AUTH_TOKEN": token})
+    done = run(*command, env={"RAY_WORKLOAD_ADDRESS": head.http.server.url, "RAY_AUTH_TOKEN": token})
     assert words in refusal(done, 77)
 
 
@@ -272,11 +277,11 @@ def test_a_token_file_that_is_none_is_refused(content: bytes | None, words: str,
 
 
 def test_a_server_of_another_ray_is_warned_of_once(
-    run: Cli, head: Endpoint, remote: dict[str, str], tmp_path: Path
+    run: Cli, head: Target, remote: dict[str, str], tmp_path: Path
 ) -> None:
     def forward(asked: Handler, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         headers = {name: value for name, value in asked.headers.items() if name != "Host"}
-        got = requests.request(asked.command, head.url + asked.path, headers=headers, data=body, timeout=30)
+        got = requests.request(asked.command, head.http.server.url + asked.path, headers=headers, data=body, timeout=30)
         content = got.content
         if asked.path == "/api/version":
             content = json.dumps({**got.json(), "ray_version": "2.9.3"}).encode()
@@ -288,7 +293,10 @@ def test_a_server_of_another_ray_is_warned_of_once(
     assert b"\nit ran\n" in done.stdout
     warnings = [line for line in done.stderr.decode().splitlines() if "2.9.3" in line]
     assert len(warnings) == 1
-    assert f"runs Ray 2.9.3, this client {version('ray')}: install ray==2.9.3" in warnings[0]
+    assert (
+        f"runs Ray 2.9.3, this client Ray {version('ray')}: if a job fails, use an image with Ray {version('ray')}"
+        in warnings[0]
+    )
 
 
 # Where the address comes from
@@ -299,7 +307,7 @@ def test_a_ray_address_of_another_kind_is_passed_over(value: str, run: Cli, tmp_
     for configured, working_dir in (("", f"local://{tmp_path}"), ("http://127.0.0.1:9", "gcs://")):
         write(tmp_path, {"pyproject.toml": f'tool.ray-workload.address = "{configured}"'})
         done = run("submit", "--dry-run", "-o", "json", "--", "true", env={"RAY_ADDRESS": value})
-        assert f"RAY_ADDRESS={value} is no http address and is not used" in refusal(done, 0)
+        assert f"RAY_ADDRESS={value} is ignored, it is not an http address" in refusal(done, 0)
         assert json.loads(done.stdout)["runtime_env"]["working_dir"].startswith(working_dir)
 
 
@@ -337,7 +345,7 @@ def test_without_a_cluster_there_is_nothing_to_detach_to(command: list[str], run
 @pytest.mark.parametrize("submission_id", ["nope", "..", "?", "a/b#c"])
 def test_an_unknown_job_is_named(command: str, submission_id: str, run: Cli, remote: dict[str, str]) -> None:
     line = refusal(run(command, submission_id, env=remote), 1)
-    assert f"no job {submission_id} at " in line and "`list` shows" in line
+    assert f"there is no job {submission_id} at " in line and "`list` shows all jobs" in line
 
 
 @pytest.mark.parametrize(
@@ -364,5 +372,5 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(run: Cli) -> None:
     done = run("--debug", "submit", "-o", "json", "nope.py")
     assert done.returncode == 2
     assert b"Traceback (most recent call last)" in done.stderr
-    assert "no such script: nope.py" in done.stderr.decode().splitlines()[-1]
+    assert "there is no script nope.py" in done.stderr.decode().splitlines()[-1]
     assert json.loads(done.stdout)["exit_code"] == 2

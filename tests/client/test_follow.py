@@ -1,4 +1,4 @@
-"""client/follow.py: nothing of a log is lost or comes twice, whatever happens to the connections."""
+"""client/job/follow.py: nothing of a log is lost or comes twice, whatever happens to the connections."""
 
 import shlex
 import sys
@@ -7,18 +7,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from client.job.record import JobRecord
 
-from client.errors import ContactLost, Unreachable
-from client.job import follow
-from client.ray_api.jobs import JobNotFound, RayJobs
-from client.targets.target import Endpoint
+from client.errors import ContactLost, JobNotFound, Unreachable
+from client.job.follow import follow, tail_offset
+from client.job.stop import stop
+from client.ray_api.jobs import RayJobs
+from client.ray_api.record import TIMEOUT_SIGNAL, JobRecord, JobResult
+from client.targets.target import Target
 from jobs import progress
-from tests.client.conftest import via_proxy
+from tests.client.conftest import Rerouted, via_proxy
 from tests.client.proxy import FaultProxy
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ JOBS = {
 @dataclass
 class Followed:
     log: bytearray = field(default_factory=bytearray)
-    result: follow.JobResult | None = None
+    result: JobResult | None = None
     fired: Counter[str] = field(default_factory=Counter)
 
 
@@ -69,7 +70,7 @@ def start(jobs: RayJobs, entrypoint: str) -> JobRecord:
 
 @pytest.fixture(scope="module")
 def followed(
-    head: Endpoint, jobs: RayJobs, tmp_path_factory: pytest.TempPathFactory
+    head: Target, jobs: RayJobs, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str, str], Followed]:
     """Every job followed through every fault, all at once, by the agent's way and by the dashboard's."""
     runs: dict[tuple[str, str, str], Followed] = {}
@@ -102,10 +103,10 @@ def followed(
     return runs
 
 
-def _follow(jobs: RayJobs, proxies: list[FaultProxy], apply: Fault, job: JobRecord, run: Followed) -> None:
+def _follow(target: Target, proxies: list[FaultProxy], apply: Fault, job: JobRecord, run: Followed) -> None:
     for proxy in proxies:
         apply(proxy)
-    run.result = follow.follow(jobs, job.submission_id, run.log.extend)
+    run.result = follow(target, RayJobs(target), job.submission_id, run.log.extend)
     for proxy in proxies:
         run.fired += proxy.fired
 
@@ -133,37 +134,37 @@ def test_every_byte_comes_once_and_in_order(
 
 
 @pytest.fixture(scope="module")
-def finished(jobs: RayJobs) -> JobRecord:
+def finished(head: Target, jobs: RayJobs) -> JobRecord:
     job = start(jobs, "echo first && seq 1 5000 && exit 3")
-    return follow.follow(jobs, job.submission_id, lambda _: None).job
+    return follow(head, jobs, job.submission_id, lambda _: None).job
 
 
-def test_a_log_that_cannot_be_had_whole_is_no_success(head: Endpoint, finished: JobRecord) -> None:
+def test_a_log_that_cannot_be_had_whole_is_no_success(head: Target, finished: JobRecord) -> None:
     notes: list[str] = []
     with (
         via_proxy(head, None) as (through, dashboard, _),
         pytest.raises(ContactLost, match="breaks off after 9000 bytes"),
     ):
         dashboard.faults.false_end_bytes, dashboard.faults.match = 9000, "/api/v0/logs"
-        follow.follow(through, finished.submission_id, lambda _: None, notes.append)
+        follow(through, RayJobs(through), finished.submission_id, lambda _: None, notes.append)
     assert dashboard.fired["false_end_bytes"] > 1
     assert len(notes) == 1
 
 
-def test_a_head_that_forgot_the_job_is_told(head: Endpoint, jobs: RayJobs) -> None:
+def test_a_head_that_forgot_the_job_is_told(head: Target, jobs: RayJobs) -> None:
     job = start(jobs, "sleep 60")
     with via_proxy(head, job.agent) as (through, dashboard, _):
 
         def forget(line: bytes) -> None:
             dashboard.faults.status, dashboard.faults.match = 404, "/api/jobs/"
 
-        with pytest.raises(ContactLost, match="was restarted and knows job"):
-            follow.follow(through, job.submission_id, forget)
+        with pytest.raises(ContactLost, match="was lost when the Ray head restarted: submit it again"):
+            follow(through, RayJobs(through), job.submission_id, forget)
         assert dashboard.fired["status"]
-    assert follow.stop(jobs, job.submission_id, 30).status == "STOPPED"
+    assert stop(head, jobs, job.submission_id, 30).status == "STOPPED"
 
 
-def test_a_dashboard_that_fails_for_a_while_is_asked_again(head: Endpoint, jobs: RayJobs) -> None:
+def test_a_dashboard_that_fails_for_a_while_is_asked_again(head: Target, jobs: RayJobs) -> None:
     job, log, notes = start(jobs, "sleep 2; echo done"), bytearray(), list[str]()
 
     def note(line: str) -> None:
@@ -172,13 +173,13 @@ def test_a_dashboard_that_fails_for_a_while_is_asked_again(head: Endpoint, jobs:
 
     with via_proxy(head, job.agent) as (through, dashboard, _):
         dashboard.faults.status, dashboard.faults.match = 500, "/api/jobs/"
-        ended = follow.follow(through, job.submission_id, log.extend, note)
+        ended = follow(through, RayJobs(through), job.submission_id, log.extend, note)
         assert dashboard.fired["status"]
     assert (ended.exit_code, log.endswith(b"\ndone\n")) == (0, True)
-    assert len(notes) == 1 and notes[0].startswith("no contact, trying on: the cluster answered 500")
+    assert len(notes) == 1 and notes[0].startswith("connection lost, retrying (the cluster answered 500")
 
 
-def test_a_way_to_the_log_that_is_not_found_at_once(jobs: RayJobs) -> None:
+def test_an_agent_that_is_not_found_at_once(head: Target, jobs: RayJobs) -> None:
     """The API server may fail at any question, that for an agent's pod too."""
     job, log, notes, asked = start(jobs, "sleep 1; echo done"), bytearray(), list[str](), list[str]()
 
@@ -186,27 +187,28 @@ def test_a_way_to_the_log_that_is_not_found_at_once(jobs: RayJobs) -> None:
         asked.append(address)
         if 1 < len(asked) <= 6:
             raise Unreachable("no answer")
-        return jobs.endpoint.agent(address)
+        return head.agent(address)
 
-    through = RayJobs(replace(jobs.endpoint, agent=agent))
-    ended = follow.follow(through, job.submission_id, log.extend, notes.append)
+    through = Rerouted(head, agent=agent)
+    ended = follow(through, RayJobs(through), job.submission_id, log.extend, notes.append)
     assert (ended.exit_code, log.endswith(b"\ndone\n"), len(asked) > 6) == (0, True, True)
-    assert notes == ["no contact, trying on: no answer"]
+    assert notes == ["connection lost, retrying (no answer)"]
 
 
-def test_a_job_that_is_not_there(jobs: RayJobs) -> None:
-    with pytest.raises(JobNotFound, match="no job nobody at embedded: `list` shows"):
-        follow.follow(jobs, "nobody", lambda _: None)
+def test_a_job_that_is_not_there(head: Target, jobs: RayJobs) -> None:
+    with pytest.raises(JobNotFound, match="there is no job nobody at embedded: `list` shows all jobs"):
+        follow(head, jobs, "nobody", lambda _: None)
 
 
 @pytest.mark.parametrize("way", ["agent", "dashboard"])
 @pytest.mark.parametrize("lines", [0, 1, 10, 4999, 100_000])
-def test_the_last_lines(head: Endpoint, finished: JobRecord, lines: int, way: str) -> None:
+def test_the_last_lines(head: Target, finished: JobRecord, lines: int, way: str) -> None:
     assert finished.agent
     with via_proxy(head, finished.agent if way == "agent" else None) as (through, *_):
-        whole = b"".join(through.read_log(finished, 0)).splitlines(keepends=True)
-        begin = follow.tail_offset(through, finished, lines)
-        last = b"".join(through.read_log(finished, begin)).splitlines(keepends=True)
+        jobs = RayJobs(through)
+        whole = b"".join(jobs.logs.read(finished, 0)).splitlines(keepends=True)
+        begin = tail_offset(jobs, finished, lines)
+        last = b"".join(jobs.logs.read(finished, begin)).splitlines(keepends=True)
     assert last == (whole[-lines:] if lines else [])
 
 
@@ -218,12 +220,15 @@ def test_the_last_lines(head: Endpoint, finished: JobRecord, lines: int, way: st
         ("FAILED", -9, None, 137),
         ("FAILED", None, None, 1),
         ("STOPPED", None, None, 143),
+        ("FAILED", -TIMEOUT_SIGNAL, "5", 124),
+        ("FAILED", -TIMEOUT_SIGNAL, None, 128 + TIMEOUT_SIGNAL),
         ("FAILED", 124, "5", 124),
-        ("FAILED", 137, "5", 124),
+        ("FAILED", 137, "5", 137),
         ("FAILED", 137, "50", 137),
     ],
 )
 def test_exit_codes(status: str, code: int | None, timeout: str | None, expected: int) -> None:
     metadata = {"timeout": timeout} if timeout else {}
-    job = JobRecord("x", status, exit_code=code, metadata=metadata, start_time=1000, end_time=7000)
-    assert follow.result(job).exit_code == expected
+    job = JobRecord("x", status, driver_exit_code=code, metadata=metadata, submit_time=1000, end_time=7000)
+    assert JobResult(job).exit_code == expected
+    assert JobResult(job).timed_out == (code == -TIMEOUT_SIGNAL and timeout is not None)

@@ -19,6 +19,7 @@ from tests.client.test_login import config
 CORE = "/api/v1/namespaces/team"
 CLUSTER = "/apis/ray.io/v1/namespaces/team/rayclusters/ray"
 API_SERVICE = {"spec": {"ports": [{"name": "agent", "port": 52365}]}}
+OPERATORS_SERVICE = {"spec": {"ports": [{"name": "dashboard", "port": 8265}]}}  # of a cluster that is named ray-api
 READY = [{"type": "Ready", "status": "True"}]
 HEAD = {"name": "h", "labels": {"ray.io/node-type": "head"}}
 
@@ -59,6 +60,7 @@ def test_an_operator_that_sets_no_conditions(
     ("services", "status", "name"),
     [
         ({f"{CORE}/services/ray-api": API_SERVICE}, {"serviceName": "other"}, "ray-api"),
+        ({f"{CORE}/services/ray-api": OPERATORS_SERVICE}, {"serviceName": "ray-head-svc"}, "ray-head-svc"),
         ({}, {"serviceName": "rame-that-is-cut-head-svc"}, "rame-that-is-cut-head-svc"),
         ({}, {}, "ray-head-svc"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.targets.target import Endpoint
+from client.targets.target import Target
 from tests.conftest import Cli
 
 FOREIGN = "planted-4f1d0c2b7a9e"
@@ -114,9 +114,9 @@ def test_a_cold_head_shows_its_token_to_nobody(folder: Path, tmp_path: Path) -> 
     assert not (folder / ".ray").exists()
 
 
-def test_a_remote_token_is_in_no_output(run: Cli, head: Endpoint, remote: dict[str, str], folder: Path) -> None:
+def test_a_remote_token_is_in_no_output(run: Cli, head: Target, remote: dict[str, str], folder: Path) -> None:
     token = Path(remote["RAY_AUTH_TOKEN_PATH"]).read_bytes()
-    environment = {"RAY_WORKLOAD_ADDRESS": head.url, "RAY_AUTH_TOKEN": token.decode(), "HOME": str(folder)}
+    environment = {"RAY_WORKLOAD_ADDRESS": head.http.server.url, "RAY_AUTH_TOKEN": token.decode(), "HOME": str(folder)}
     with Watch() as watch:
         for command in (["status"], ["list"], ["status", "nope"], ["submit", "nope.py"]):
             done = run("--debug", *command, "-o", "json", env=environment)

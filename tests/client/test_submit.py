@@ -1,26 +1,29 @@
-"""client/job.py and client/ray_jobs.py: a job is sent once, with just its files, and recorded for what it is."""
+"""client/job and client/ray_api/jobs.py: a job is sent once, with just its files, and recorded for what it is."""
 
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from client.job.record import JobRecord
 
 import client
 from client.errors import ClientError
-from client.job import job
 from client.job.follow import follow
-from client.job.request import JobSpec
+from client.job.job import Job
+from client.job.request import Request
+from client.job.submission import command_line, submission
+from client.job.submit import send
 from client.ray_api.jobs import RayJobs
+from client.ray_api.record import JobRecord
 from client.targets import Address
-from client.targets.target import Endpoint, same_host_agent
-from tests.client.conftest import port, via_proxy
+from client.targets.target import Target, same_host_agent
+from tests.client.conftest import Rerouted, port, via_proxy
 from tests.client.proxy import FaultProxy
 from tests.conftest import Cli
 
@@ -39,22 +42,23 @@ def appends(file: Path) -> list[str]:
     return ["sh", "-c", f"echo ran >> {file}"]
 
 
-def spec_arguments(endpoint: Endpoint, file: Path, submission_id: str) -> dict[str, object]:
-    spec = JobSpec(command=appends(file), arguments={"submission_id": submission_id})
-    return spec.sdk_arguments(endpoint, f"local://{file.parent}")
+def arguments_of(head: Target, file: Path, submission_id: str) -> Mapping[str, Any]:
+    request = Request(command=appends(file), arguments={"submission_id": submission_id})
+    entrypoint = command_line(request, head.runtime)
+    return submission(request, entrypoint, working_dir=f"local://{file.parent}").arguments
 
 
-def test_a_lost_reply_does_not_run_the_job_twice(head: Endpoint, jobs: RayJobs, tmp_path: Path) -> None:
+def test_a_lost_reply_does_not_run_the_job_twice(head: Target, tmp_path: Path) -> None:
     with via_proxy(head, None) as (through, dashboard, _):
         dashboard.faults.lose_replies = 2
-        assert through.submit(spec_arguments(head, tmp_path / "ran", "lost-reply")), "it was we who submitted it"
+        assert RayJobs(through).submit(arguments_of(head, tmp_path / "ran", "lost-reply")), "it was we who submitted it"
         assert dashboard.fired["lose_replies"] == 2
-    assert job.Job("lost-reply", jobs, ExitStack()).wait().exit_code == 0
+    assert Job("lost-reply", head, ExitStack()).wait().exit_code == 0
     assert (tmp_path / "ran").read_text() == "ran\n"
 
 
-def test_many_submits_of_one_id_at_once_run_it_once(head: Endpoint, jobs: RayJobs, tmp_path: Path) -> None:
-    arguments = spec_arguments(head, tmp_path / "ran", "at-once")
+def test_many_submits_of_one_id_at_once_run_it_once(head: Target, tmp_path: Path) -> None:
+    arguments = arguments_of(head, tmp_path / "ran", "at-once")
     new: list[bool] = []
     threads = [threading.Thread(target=lambda: new.append(RayJobs(head).submit(arguments))) for _ in range(8)]
     for thread in threads:
@@ -62,7 +66,7 @@ def test_many_submits_of_one_id_at_once_run_it_once(head: Endpoint, jobs: RayJob
     for thread in threads:
         thread.join()
     assert sorted(new) == [False] * 7 + [True]
-    assert job.Job("at-once", jobs, ExitStack()).wait().exit_code == 0
+    assert Job("at-once", head, ExitStack()).wait().exit_code == 0
     assert (tmp_path / "ran").read_text() == "ran\n"
 
 
@@ -72,23 +76,23 @@ def test_the_same_id_attaches_and_another_spec_is_refused(as_remote: Path, run: 
     again = run("submit", "--id", "same", "a.py")
     assert (first.returncode, again.returncode) == (5, 5)
     assert first.stdout == again.stdout and first.stdout.count(b"once\n") == 1
-    assert b"attached" in again.stderr and b"attached" not in first.stderr
+    assert b"exists: attached to it" in again.stderr and b"attached" not in first.stderr
     for change in (["a.py", "more"], ["--num-cpus", "1", "a.py"], ["--env", "A=b", "a.py"]):
         other = run("submit", "--id", "same", *change)
         assert other.returncode == 1
-        assert b"the id same is in use by a job with another entrypoint" in other.stderr
+        assert b"another job, with a different entrypoint, runtime_env or resources, has the id same: " in other.stderr
     (as_remote / "a.py").write_text("print('changed')")
     assert run("submit", "--id", "same", "a.py").returncode == 1
 
 
-def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Endpoint, run: Cli) -> None:
+def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Target, run: Cli) -> None:
     (as_remote / "a.py").write_text("import os; print(sorted(os.listdir())); print(os.access('run.sh', os.X_OK))")
     (as_remote / "run.sh").write_text("#!/bin/sh\n")
     (as_remote / "run.sh").chmod(0o755)
     (as_remote / ".env").write_text("PASSWORD=x")
     (as_remote / ".gitignore").write_text("*.tmp\n")
     (as_remote / "left.tmp").write_text("")
-    with FaultProxy(port(head.url)) as proxy:
+    with FaultProxy(port(head.http.server.url)) as proxy:
         runs = [run("submit", "--address", proxy.url, "a.py") for _ in range(2)]
         assert [method for method, path in proxy.requests if "/packages/" in path] == ["GET", "PUT", "GET"]
     for done in runs:
@@ -99,7 +103,7 @@ def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Endpo
 
 @pytest.mark.parametrize("address", ["http", "embedded"])
 def test_a_task_runs_in_the_folder_and_imports_what_is_beside_the_script(
-    as_remote: Path, run: Cli, head: Endpoint, address: str
+    as_remote: Path, run: Cli, head: Target, address: str
 ) -> None:
     (as_remote / "sub").mkdir()
     (as_remote / "data").write_text("of the folder")
@@ -107,7 +111,7 @@ def test_a_task_runs_in_the_folder_and_imports_what_is_beside_the_script(
     (as_remote / "sub" / "a.py").write_text(
         "import beside, ray\nray.init()\nprint(ray.get(ray.remote(lambda: __import__('beside').read()).remote()))\n"
     )
-    done = run("submit", "--address", head.url if address == "http" else address, "sub/a.py")
+    done = run("submit", "--address", head.http.server.url if address == "http" else address, "sub/a.py")
     assert done.returncode == 0, done.stdout
     assert b"\nof the folder\n" in done.stdout
 
@@ -160,7 +164,7 @@ def test_a_dry_run_asks_nobody(as_remote: Path, run: Cli) -> None:
     assert data["runtime_env"]["working_dir"].startswith("gcs://_ray_pkg_")
 
 
-def test_the_python_api(as_remote: Path, head: Endpoint) -> None:
+def test_the_python_api(as_remote: Path, head: Target) -> None:
     (as_remote / "a.py").write_text("import sys; print('a', *sys.argv[1:]); print('b\\xff'); sys.exit(4)")
     submitted = client.submit("a.py", "1", "2 3", tags={"k": "v"}, submission_id="by-api")
     written = bytearray()
@@ -181,7 +185,7 @@ def test_the_python_api_in_a_running_event_loop_on_a_ray_of_its_own(tmp_path: Pa
         "import asyncio, client\n"
         "async def main():\n"
         "    job = client.submit(command=['sh', '-c', 'echo hi; exit 6'], address='embedded')\n"
-        "    print(job.jobs.endpoint.ends_with_us, job.wait().exit_code)\n"
+        "    print(job.target.ends_with_us, job.wait().exit_code)\n"
         "    client.submit(command=['sleep', '60'], address='embedded')\n"  # and leave without a wait
         "asyncio.run(main())\n"
     )
@@ -210,41 +214,41 @@ def test_reading_needs_no_ray(run: Cli, remote: dict[str, str]) -> None:
         assert b"client.cli.main" in imported
 
 
-def test_a_reply_that_never_comes_is_not_called_unreachable(head: Endpoint, tmp_path: Path) -> None:
-    arguments = spec_arguments(head, tmp_path / "ran", "no-reply")
+def test_a_reply_that_never_comes_is_not_called_unreachable(head: Target, tmp_path: Path) -> None:
+    arguments = arguments_of(head, tmp_path / "ran", "no-reply")
     with via_proxy(head, None) as (through, dashboard, _):
         dashboard.faults.lose_replies = 100
         dashboard.faults.status, dashboard.faults.match = 503, "/api/jobs/no-reply"
-        with pytest.raises(client.ContactLost, match="`status no-reply` tells whether the job arrived"):
-            through.submit(arguments)
+        with pytest.raises(client.ContactLost, match="`status no-reply` shows whether the job arrived"):
+            RayJobs(through).submit(arguments)
         assert dashboard.fired["lose_replies"]
     with pytest.raises(client.Unreachable, match="Connection refused"):
-        through.submit(arguments)
+        RayJobs(through).submit(arguments)
 
 
 def test_the_agent_is_used_on_the_dashboards_host_and_scheme_only() -> None:
-    reach = same_host_agent("https://10.0.0.5:8265")
-    assert reach("https://10.0.0.5:52365") == "https://10.0.0.5:52365"
-    assert reach("http://10.0.0.5:52365") is None, "the token would go out in clear"
-    assert reach("https://10.0.0.6:52365") is None, "it may be a stranger's"
+    url = "https://10.0.0.5:8265"
+    assert same_host_agent(url, "https://10.0.0.5:52365") == "https://10.0.0.5:52365"
+    assert same_host_agent(url, "http://10.0.0.5:52365") is None, "the token would go out in clear"
+    assert same_host_agent(url, "https://10.0.0.6:52365") is None, "it may be a stranger's"
 
 
-def test_a_closed_agent_leaves_the_dashboards_way(head: Endpoint, jobs: RayJobs) -> None:
+def test_a_closed_agent_leaves_the_dashboards_way(head: Target, jobs: RayJobs) -> None:
     arguments = {"entrypoint": "echo through the dashboard", "submission_id": "closed-agent", "metadata": {}}
     jobs.submit({**arguments, "metadata": {"spec_hash": "x"}})
-    closed = RayJobs(replace(head, agent=lambda _: "http://127.0.0.1:9"))
+    closed = Rerouted(head, agent=lambda _: "http://127.0.0.1:9")
     log = bytearray()
-    assert follow(closed, "closed-agent", log.extend).exit_code == 0
+    assert follow(closed, RayJobs(closed), "closed-agent", log.extend).exit_code == 0
     assert b"through the dashboard\n" in log
 
 
-def test_strange_metadata_of_other_clients(jobs: RayJobs, run: Cli, remote: dict[str, str]) -> None:
+def test_strange_metadata_of_other_clients(head: Target, jobs: RayJobs, run: Cli, remote: dict[str, str]) -> None:
     metadata = {"spec_hash": "x", "timeout": "1h"}
     jobs.submit({"entrypoint": "exit 124", "submission_id": "strange", "metadata": metadata})
-    assert job.Job("strange", jobs, ExitStack()).wait().exit_code == 124
+    assert Job("strange", head, ExitStack()).wait().exit_code == 124
     assert run("list", env=remote).returncode == 0
 
 
 def test_an_unready_cluster_is_told(tmp_path: Path) -> None:
     with pytest.raises(client.UsageError, match="up embedded"):
-        job.submit(JobSpec(command=["true"], working_dir=tmp_path), Address("embedded", "test"), detached=True)
+        send(Request(command=["true"], working_dir=tmp_path), Address("embedded", "test"), detached=True)
