@@ -22,7 +22,7 @@ IMAGE, PLAIN_IMAGE = "ray-workload:dev", "ray-workload:no-bytecode"
 LIMIT_SECONDS = 300
 POLL_SECONDS = 0.02
 HELLO = "import ray; ray.init(); print(ray.get(ray.remote(lambda: 'hello').remote()))"
-IMPORTS = "import click, kubernetes, numpy, pathspec, psutil, pyhelm3, ray, ray.job_submission, requests, rich, yaml"
+IMPORTS = "import click, kubernetes, numpy, psutil, pyhelm3, ray, ray.job_submission, requests, rich, yaml"
 # What fits two clusters on a small node. The limits, which are what slows a start, stay each side's own.
 REQUESTS = [f"{group}.resources.requests.cpu=100m" for group in ("head", "worker")]
 

@@ -1,7 +1,7 @@
 """The patterns of gitignore(5), with the rules of git's own wildmatch.c.
 
-pathspec does not serve here: several ignore files apply to a path, so a line must match the path itself and not only a
-directory above it, and pathspec tells the two apart only in private parts of its regular expressions.
+The package pathspec cannot be used: with several ignore files, it matters whether a line matches a path itself or only
+a directory above it, and only private parts of its regular expressions tell.
 """
 
 import re

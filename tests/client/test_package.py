@@ -19,6 +19,7 @@ import pytest
 
 from client.errors import UsageError
 from client.upload import package
+from client.upload.git import run_git
 from client.upload.ignore import Listing, listing
 from client.upload.package import LIMIT, Packed, Upload, plan_upload
 
@@ -229,6 +230,22 @@ def test_a_git_hooks_environment_changes_nothing(repo: Path, tmp_path: Path, mon
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other/.git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
     assert paths(listing(repo)) == ["a"]
+
+
+def test_git_is_run_in_english_for_the_folder_and_until_its_timeout(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    done = run_git(repo, "rev-parse", "--show-toplevel")
+    assert done and (done.returncode, done.stdout) == (0, f"{repo}\n".encode())
+    done = run_git(repo, "describe")
+    assert done and (done.returncode, done.stderr) == (128, b"fatal: No names found, cannot describe anything.\n")
+    done = run_git(repo, "-c", "alias.locale=!echo $LC_ALL", "locale", timeout=60)
+    assert done and done.stdout == b"C\n"
+    assert run_git(repo, "-c", "alias.wait=!sleep 2", "wait", timeout=0.1) is None
+    monkeypatch.setenv("PATH", "")
+    assert run_git(repo, "describe") is None
 
 
 def test_a_repository_git_cannot_read_is_an_error_and_not_a_walk(repo: Path) -> None:
@@ -1020,8 +1037,7 @@ def test_rays_own_plugin_unpacks_and_imports_every_form(
     with plan_upload(None, given, []).packed() as packed:
         assert packed.working_dir is None
         assert packed.py_modules == [package.uri for package in packed.packages]
-        said = imported_through_ray(packed, tmp_path / "node", values)
-        assert said == "('folder', 'folder', 'file', 'wheel')".replace("('", "").replace("')", "").replace("', '", " ")
+        assert imported_through_ray(packed, tmp_path / "node", values) == "folder folder file wheel"
         unpacked = [path.name for path in (tmp_path / "node").rglob("*")]
         assert "deep.py" in unpacked
         assert not {".env", "tls.key"} & set(unpacked)
