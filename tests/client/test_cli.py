@@ -66,7 +66,16 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     submits = [job["submit_time"] for job in listed]
     assert submits == sorted(submits, reverse=True)
     header, *rows = run("list", "--limit", "1000", "--status", "failed", env=remote).stdout.decode().splitlines()
-    assert header.split("\t") == ["SUBMISSION ID", "STATUS", "EXIT", "SUBMITTED", "WAITED", "SECONDS", "NAME", "ENTRYPOINT"]
+    assert header.split("\t") == [
+        "SUBMISSION ID",
+        "STATUS",
+        "EXIT",
+        "SUBMITTED",
+        "WAITED",
+        "SECONDS",
+        "NAME",
+        "ENTRYPOINT",
+    ]
     (row,) = (row.split("\t") for row in rows if row.startswith("found\t"))
     assert row[1:3] + row[6:] == ["FAILED", "7", "a name", "exec python script.py 'an arg'"]
     assert {row.split("\t")[1] for row in rows} == {"FAILED"}
@@ -87,7 +96,12 @@ def test_the_cluster_in_use_is_shown_and_why(run: Cli, remote: dict[str, str]) -
         (["--", "true"], 0, "SUCCEEDED", " succeeded after "),
         (["--", "sh", "-c", "kill -9 $$"], 137, "FAILED", " failed with exit code 137 after "),
         (["--", "no-such-program"], 127, "FAILED", " failed with exit code 127 after "),
-        (["--timeout", "0.5", "--", "sleep", "60"], 124, "FAILED", " was ended because it ran longer than its timeout of 0.5 s after "),
+        (
+            ["--timeout", "0.5", "--", "sleep", "60"],
+            124,
+            "FAILED",
+            " was ended because it ran longer than its timeout of 0.5 s after ",
+        ),
     ],
 )
 def test_the_exit_code_is_the_drivers(
@@ -152,8 +166,16 @@ def test_a_pending_job_cannot_be_stopped_and_that_is_told(run: Cli, another_head
         (["list", "-o", "json"], 74, "the output cannot be written (No space left on device): free space"),
         (["status"], 74, "the output cannot be written (No space left on device): free space"),
         (["doctor"], 74, "the output cannot be written (No space left on device): free space"),
-        (["submit", "--dry-run", "--", "true"], 74, "the output cannot be written (No space left on device): free space"),
-        (["submit", "--detach", "--", "true"], 74, "the output cannot be written (No space left on device): free space"),
+        (
+            ["submit", "--dry-run", "--", "true"],
+            74,
+            "the output cannot be written (No space left on device): free space",
+        ),
+        (
+            ["submit", "--detach", "--", "true"],
+            74,
+            "the output cannot be written (No space left on device): free space",
+        ),
         (["status", "none", "-o", "json"], 1, "there is no job none at "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -48,7 +48,7 @@ def refusal(done: "subprocess.CompletedProcess[bytes]", code: int) -> str:
 BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "no script": (["nope.py"], {}, ["there is no script nope.py: to run a command, "]),
     "a folder as script": (["."], {}, ["there is no script .: "]),
-    "script outside": (["--working-dir", "sub", "a.py"], {"a.py": "", "sub/b": ""}, ["is outside the", "--working-dir"]),
+    "script outside": (["--working-dir", "sub", "a.py"], {"a.py": "", "sub/b": ""}, ["is outside", "--working-dir"]),
     "no such folder": (["--working-dir", "nope", "--", "true"], {}, ["there is no folder nope"]),
     "nothing": ([], {}, ["there is nothing to run: give a SCRIPT, or -- and a COMMAND"]),
     "no command": (["--"], {}, ["the command after -- is empty"]),
