@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from client.errors import ClientError, ContactLost, Detached, OutputLost, Unreachable, UsageError
+from client.errors import ClientError, ContactLost, Detached, Unreachable, UsageError
 from client.kube import stream
 from client.kube.api import Object, is_deleted, node_type, why_not_ready
 from client.kube.cluster import Cluster
+from client.streams import write_all
 from client.wait import Note
 
 _STDIN, _STDOUT, _STDERR, _STATUS, _SIZE = range(5)  # channels, as in k8s.io/apimachinery/pkg/util/remotecommand
@@ -158,7 +159,7 @@ class _Session:
             connection.write()
             for channel, data in connection.read():
                 if channel in (_STDOUT, _STDERR):
-                    _write(channel, data)
+                    write_all(channel, data)
                 elif channel == _STATUS:
                     status += data
             self._keep_alive(terminal=size_changes is not None)
@@ -210,23 +211,6 @@ class _Session:
     def _send_size(self) -> None:
         size = shutil.get_terminal_size() if "COLUMNS" in os.environ else os.get_terminal_size(_STDOUT)
         self._connection.send(_SIZE, json.dumps({"Width": size.columns, "Height": size.lines}).encode())
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """Write everything, even if another process has made the descriptor non-blocking."""
-    unwritten = memoryview(data)
-    while unwritten:
-        try:
-            unwritten = unwritten[os.write(descriptor, unwritten) :]
-        except BlockingIOError:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLOUT)
-            poll.poll()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            what = f"the command's output cannot be written ({error.strerror})"
-            raise OutputLost(what, "the command may still run") from error
 
 
 @contextmanager
