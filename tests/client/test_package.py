@@ -1092,6 +1092,6 @@ def test_a_py_module_that_changes_or_is_too_large_is_an_error_that_leaves_no_fil
     assert temporary() == []
     write_wheel(modules / WHEEL, "x" * 3000)
     monkeypatch.setattr(package, "LIMIT", 2000)
-    with pytest.raises(UsageError, match=r"wheelmod.*larger than"):
+    with pytest.raises(UsageError, match=r"wheelmod.* that Ray accepts"):
         plan_upload(modules / "job", ["lib/pkg", WHEEL], []).packed()
     assert temporary() == []
