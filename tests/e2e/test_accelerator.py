@@ -12,7 +12,8 @@ from tests.e2e._cluster import new_cluster
 from tests.e2e.conftest import until
 from tests.e2e.test_client import client, driver
 
-SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}  # Ray rounds up to 1 CPU
+SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+UNLIMITED = SMALL | {"limits": {"cpu": None, "memory": "1Gi"}}  # Ray rounds what is requested up to 1 CPU
 VALUES = {
     "ray-cluster": {
         "head": {
@@ -26,7 +27,7 @@ VALUES = {
             "minReplicas": 0,
             "maxReplicas": 1,
             "rayStartParams": {"num-gpus": "1", "resources": '"{\\"accelerator_type:L4\\": 1}"'},
-            "resources": SMALL,
+            "resources": UNLIMITED,
         },
     }
 }
