@@ -134,7 +134,8 @@ class Helm:
                 try:
                     found = await client.get_chart(folder)
                 except (Error, ValueError) as error:
-                    raise UsageError(f"{folder} is not a chart: {' '.join(str(error).split())}") from error
+                    reason = " ".join(str(error).split())
+                    raise UsageError(f"the chart {chart} cannot be used", reason) from error
                 options = {"namespace": self.namespace, "timeout": f"{max(1, int(seconds))}s"}
                 if client.version.major > 3:  # as Helm 3: a server-side apply conflicts with groups that were scaled
                     options["server_side"] = "false"
@@ -193,10 +194,9 @@ class Helm:
             return UsageError(f"the chart's dependencies are missing ({missing[1]})", hint)
         if "another operation" in text and "in progress" in text:
             pending = self._run(self._revision()).status.value
-            rollback = (
-                f"run `helm rollback {RELEASE} -n {self.namespace} --kube-context {self.context}`, then `up` again"
-            )
-            hint = f"wait for it; if it was killed, {down if pending == 'pending-install' else rollback}"
+            rollback = f"`helm rollback {RELEASE} -n {self.namespace} --kube-context {self.context}`"
+            cure = down if pending == "pending-install" else f"run {rollback}, then `up` again"
+            hint = f"wait for it; if it was killed, {cure}"
             return ClientError(f"another helm is changing {release}", hint)
         if "has no deployed releases" in text:
             return ClientError(f"the removal of {release} was interrupted", down)
@@ -226,9 +226,8 @@ class Helm:
                     shutil.unpack_archive(chart, folder, filter="data")
                     metadata = next(Path(folder).glob("*/Chart.yaml"))
                 except (shutil.ReadError, tarfile.TarError, OSError, EOFError, StopIteration) as error:
-                    raise UsageError(
-                        f"{chart} is not the archive of a chart", "give a .tgz of `helm package`"
-                    ) from error
+                    hint = "give a .tgz that `helm package` made"
+                    raise UsageError(f"{chart} is not the archive of a chart", hint) from error
                 yield metadata.parent
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from client.background import import_in_background
@@ -149,7 +149,8 @@ def send(
         check_resources(request.resources, target, jobs, note, wait_cluster)
         entrypoint, upload = command_line(request, target.runtime), _upload(request, target.runtime)
         for secret in upload.withheld:
-            note(f"not uploaded because it looks like a secret: {secret} (`!{secret}` in .rayignore uploads it)")
+            fix = f"`!{PurePosixPath(secret).name}` in a .rayignore beside it uploads it"
+            note(f"not uploaded because it looks like a secret: {secret} ({fix})")
         if not _SIMPLE.issuperset(request.runtime_env):
             from client.ray_api.sdk import validate
 

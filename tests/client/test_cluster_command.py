@@ -160,8 +160,8 @@ def test_what_helm_says(helm: Helm, said: str, kind: int, part: str) -> None:
             ".",
             "(ray-cluster): run `make charts`",
         ),
-        ({**LOCAL, "Chart.yaml": "- 1\n"}, ".", "is not a chart: Error: cannot load Chart.yaml"),
-        ({**LOCAL, "Chart.yaml": "name: x\n"}, ".", "is not a chart: Error: validation: chart.metadata"),
+        ({**LOCAL, "Chart.yaml": "- 1\n"}, ".", "cannot be used: Error: cannot load Chart.yaml"),
+        ({**LOCAL, "Chart.yaml": "name: x\n"}, ".", "cannot be used: Error: validation: chart.metadata"),
         ({"Chart.yaml": NAMED}, ".", "has no values-local.yaml"),
     ],
 )
