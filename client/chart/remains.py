@@ -48,8 +48,8 @@ class Remains:
     def end_cluster(self, note: Note) -> None:
         """Delete the cluster and the RayJobs that select it, where the chart's cleanup hook cannot.
 
-        `cleanup` in the chart's files/hooks.py deletes the same objects. They cannot share code: that file runs alone
-        in a pod of the Ray image, and the release may come from a chart that is not on this machine.
+        `cleanup` in the chart's files/hooks.py deletes the same objects. They share no code: that file runs alone in
+        a pod of the Ray image, and the release may come from a chart that is not on this machine.
         """
         for job in self._labelled("Job", f"/apis/batch/v1/namespaces/{self._release.namespace}/jobs"):
             if job.hook:
