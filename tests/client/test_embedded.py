@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -72,13 +73,24 @@ def until(true: Callable[[], object], seconds: float) -> None:
 
 
 @contextmanager
-def started(*args: str, cwd: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "client", *args]
-    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+def started(*args: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+    command, pipe, environment = [sys.executable, "-m", "client", *args], subprocess.PIPE, {**os.environ, **(env or {})}
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe) as process:
         try:
             yield process
         finally:
             process.kill()
+
+
+def read_to(stream: IO[bytes] | None, mark: bytes) -> bytes:
+    """Read on to the first line with a mark in it; all that was read."""
+    assert stream
+    read = b""
+    for line in stream:
+        read += line
+        if mark in line:
+            return read
+    raise AssertionError(f"{mark!r} did not come after {read!r}")
 
 
 def printed_head(process: "subprocess.Popen[bytes]") -> str:
@@ -198,10 +210,9 @@ def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], s
 
 
 def test_ctrl_c_before_a_job_has_started_ends_it(script: Callable[[str], str], tmp_path: Path) -> None:
-    with started("submit", "--num-cpus", "1000", script(WHERE), cwd=tmp_path) as client:
-        assert client.stderr
-        while b"submitted" not in client.stderr.readline():
-            pass
+    (tmp_path / "job.yaml").write_text("entrypoint_label_selector: {no-node: has-it}\n")
+    with started("submit", "-f", "job.yaml", script(WHERE), cwd=tmp_path) as client:
+        read_to(client.stderr, b"submitted")
         client.send_signal(signal.SIGINT)
         _, errors = client.communicate(timeout=30)
         assert client.returncode == 130
@@ -228,10 +239,10 @@ def test_ctrl_c_leaves_a_warm_job_alone_and_the_second_stops_it(
         assert client.returncode == 130
     assert b"logs --follow kept" in errors and b"stop kept" in errors and b"Traceback" not in errors
     assert b'"RUNNING"' in run("status", "kept", "-o", "json").stdout
-    with started("logs", "--follow", "kept", cwd=tmp_path) as client:
+    with started("submit", "--id", "kept", script(WAITS), cwd=tmp_path) as client:
         printed_head(client)
         client.send_signal(signal.SIGINT)
-        assert client.stderr and b"the job goes on" in client.stderr.readline()
+        assert b"the job goes on" in read_to(client.stderr, b"press Ctrl-C again")
         client.send_signal(signal.SIGINT)
         output, _ = client.communicate(timeout=60)
         assert client.returncode == 130
