@@ -184,7 +184,7 @@ def test_a_dead_head_is_told_as_lost(script: Callable[[str], str], tmp_path: Pat
 
 @pytest.fixture
 def warm(run: Cli) -> Iterator[None]:
-    assert b"is up:" in run("up", "embedded").stderr
+    assert b"is running:" in run("up", "embedded").stderr
     yield
     run("down", "embedded")
 
@@ -193,19 +193,19 @@ def warm(run: Cli) -> Iterator[None]:
 def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], str]) -> None:
     (folder,) = heads()
     assert folder.parent.stat().st_mode & 0o077 == 0
-    assert b"was up already" in run("up", "embedded").stderr
+    assert b"was already running:" in run("up", "embedded").stderr
     seen = [run("submit", script(WHERE)) for _ in range(2)]
     assert [done.returncode for done in seen] == [0, 0]
     used = [re.findall(rb"^head (\S+)$", done.stdout, re.MULTILINE) for done in seen]
     assert used[0] == used[1] and len(used[0]) == 1
     listed = run("list", "-o", "json")
     assert listed.stdout.count(b'"SUCCEEDED"') == 2
-    assert b"is down" in run("down", "embedded").stderr
+    assert b"embedded Ray was stopped" in run("down", "embedded").stderr
     end = time.monotonic() + 10  # its keeper removes the folder after it has given the name free
     while heads() and time.monotonic() < end:
         time.sleep(0.05)
     assert not heads()
-    assert b"was not up" in run("down", "embedded").stderr
+    assert b"embedded Ray was not running" in run("down", "embedded").stderr
     assert run("list").returncode == 2
 
 
@@ -252,8 +252,8 @@ def test_ctrl_c_leaves_a_warm_job_alone_and_the_second_stops_it(
 
 def test_two_ups_at_once_make_one_head(run: Cli, tmp_path: Path) -> None:
     with started("up", "embedded", cwd=tmp_path) as one, started("up", "embedded", cwd=tmp_path) as two:
-        said = sorted(re.findall(rb"is up:|was up already", one.communicate()[1] + two.communicate()[1]))
-    assert said == [b"is up:", b"was up already"]
+        said = sorted(re.findall(rb"is running:|was already running:", one.communicate()[1] + two.communicate()[1]))
+    assert said == [b"is running:", b"was already running:"]
     assert len(heads()) == 1
     run("down", "embedded")
 

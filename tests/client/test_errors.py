@@ -137,12 +137,13 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, **NOWHERE}, capture_output=True, preexec_fn=obey_permission_bits
     )
-    assert "closed cannot be read (Permission denied); add it to .rayignore" in refusal(done, 2)
+    assert "closed cannot be read (Permission denied): correct it or add it to .rayignore" in refusal(done, 2)
 
 
 def test_a_link_loop_is_named(run: Cli, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(".")
-    assert "loop is a link loop; add it to .rayignore" in refusal(run("submit", "--", "true", env=NOWHERE), 2)
+    line = refusal(run("submit", "--", "true", env=NOWHERE), 2)
+    assert "loop is a link loop: correct it or add it to .rayignore" in line
 
 
 # Addresses, and what answers there
@@ -264,7 +265,11 @@ def test_a_token_that_is_not_the_clusters_is_refused(
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read: No such file"), (b"one\ntwo", "does not hold a token"), (b"\xff\xfe", "not hold a token")],
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"one\ntwo", "does not hold a token"),
+        (b"\xff\xfe", "not hold a token"),
+    ],
 )
 def test_a_token_file_that_is_none_is_refused(content: bytes | None, words: str, run: Cli, tmp_path: Path) -> None:
     if content is not None:
