@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.client.test_embedded import read_to, started
 from tests.conftest import Cli
 
 ENDS_WITH_7 = "import sys\nfor number in range(30):\n    print('line', number)\nsys.exit(7)\n"
@@ -124,11 +123,9 @@ def test_a_job_that_never_started_says_why_in_a_line(run: Cli, remote: dict[str,
 
 
 def test_a_stopped_job_exits_143(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "client", "submit", "--id", "stopped", "--", "sh", "-c", "echo up; exec sleep 60"]
-    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **remote}, stdout=subprocess.PIPE) as submit:
-        assert submit.stdout
-        while submit.stdout.readline() != b"up\n":
-            assert submit.poll() is None
+    command = ["submit", "--id", "stopped", "--", "sh", "-c", "echo up; exec sleep 60"]
+    with started(*command, cwd=tmp_path, env=remote) as submit:
+        read_to(submit.stdout, b"up\n")
         stop = run("stop", "-o", "json", "stopped", env=remote)
         assert submit.wait(30) == 143
     assert (stop.returncode, json.loads(stop.stdout)["status"]) == (0, "STOPPED")
@@ -139,24 +136,18 @@ def test_a_stopped_job_exits_143(run: Cli, remote: dict[str, str], tmp_path: Pat
     assert b"job stopped was stopped after" in followed.stderr
 
 
-@pytest.fixture
-def another_head(run: Cli) -> Iterator[dict[str, str]]:
-    """For a job that would wait for ever: Ray cannot remove it."""
-    with tempfile.TemporaryDirectory(prefix="rwt", dir="/tmp") as folder:
-        environment = {"TMPDIR": folder}
-        assert run("up", "embedded", env=environment).returncode == 0
-        yield environment
-        assert run("down", "embedded", env=environment).returncode == 0
-
-
-def test_a_pending_job_cannot_be_stopped_and_that_is_told(run: Cli, another_head: dict[str, str]) -> None:
-    submitted = run("submit", "--detach", "--num-cpus", "1000", "--id", "big", "--", "true", env=another_head)
-    assert (submitted.returncode, submitted.stdout) == (0, b"big\n")
-    stop = run("stop", "-o", "json", "--grace", "3", "big", env=another_head)
+def test_a_job_that_does_not_end_in_time_is_told(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
+    deaf = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"]
+    wait = ["--env", "RAY_JOB_STOP_WAIT_TIME_S=4"]  # before Ray kills it
+    with started("submit", "--id", "deaf", *wait, "--", *deaf, cwd=tmp_path, env=remote) as submit:
+        read_to(submit.stdout, b"up")
+        stop = run("stop", "-o", "json", "--grace", "1", "deaf", env=remote)
+        assert submit.wait(30) == 143
     assert stop.returncode == 124
     error = json.loads(stop.stdout)
-    assert error["exit_code"] == 124 and "job big is still pending" in error["error"]
-    assert stop.stderr.decode() == f"ray-workload: {error['error']}\n"
+    assert error["exit_code"] == 124
+    assert error["error"].startswith("job deaf was asked to end, and is still RUNNING: follow it with `logs --follow ")
+    assert stop.stderr.decode().splitlines()[-1] == f"ray-workload: {error['error']}"
 
 
 @pytest.mark.parametrize(

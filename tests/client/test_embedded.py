@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -72,13 +73,24 @@ def until(true: Callable[[], object], seconds: float) -> None:
 
 
 @contextmanager
-def started(*args: str, cwd: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "client", *args]
-    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+def started(*args: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+    command, pipe, environment = [sys.executable, "-m", "client", *args], subprocess.PIPE, {**os.environ, **(env or {})}
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe) as process:
         try:
             yield process
         finally:
             process.kill()
+
+
+def read_to(stream: IO[bytes] | None, mark: bytes) -> bytes:
+    """Read on to the first line with a mark in it; all that was read."""
+    assert stream
+    read = b""
+    for line in stream:
+        read += line
+        if mark in line:
+            return read
+    raise AssertionError(f"{mark!r} did not come after {read!r}")
 
 
 def printed_head(process: "subprocess.Popen[bytes]") -> str:
@@ -172,7 +184,7 @@ def test_a_dead_head_is_told_as_lost(script: Callable[[str], str], tmp_path: Pat
 
 @pytest.fixture
 def warm(run: Cli) -> Iterator[None]:
-    assert b"is up:" in run("up", "embedded").stderr
+    assert b"is running:" in run("up", "embedded").stderr
     yield
     run("down", "embedded")
 
@@ -181,27 +193,26 @@ def warm(run: Cli) -> Iterator[None]:
 def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], str]) -> None:
     (folder,) = heads()
     assert folder.parent.stat().st_mode & 0o077 == 0
-    assert b"was up already" in run("up", "embedded").stderr
+    assert b"was already running:" in run("up", "embedded").stderr
     seen = [run("submit", script(WHERE)) for _ in range(2)]
     assert [done.returncode for done in seen] == [0, 0]
     used = [re.findall(rb"^head (\S+)$", done.stdout, re.MULTILINE) for done in seen]
     assert used[0] == used[1] and len(used[0]) == 1
     listed = run("list", "-o", "json")
     assert listed.stdout.count(b'"SUCCEEDED"') == 2
-    assert b"is down" in run("down", "embedded").stderr
+    assert b"embedded Ray was stopped" in run("down", "embedded").stderr
     end = time.monotonic() + 10  # its keeper removes the folder after it has given the name free
     while heads() and time.monotonic() < end:
         time.sleep(0.05)
     assert not heads()
-    assert b"was not up" in run("down", "embedded").stderr
+    assert b"embedded Ray was not running" in run("down", "embedded").stderr
     assert run("list").returncode == 2
 
 
 def test_ctrl_c_before_a_job_has_started_ends_it(script: Callable[[str], str], tmp_path: Path) -> None:
-    with started("submit", "--num-cpus", "1000", script(WHERE), cwd=tmp_path) as client:
-        assert client.stderr
-        while b"submitted" not in client.stderr.readline():
-            pass
+    (tmp_path / "job.yaml").write_text("entrypoint_label_selector: {no-node: has-it}\n")
+    with started("submit", "-f", "job.yaml", script(WHERE), cwd=tmp_path) as client:
+        read_to(client.stderr, b"submitted")
         client.send_signal(signal.SIGINT)
         _, errors = client.communicate(timeout=30)
         assert client.returncode == 130
@@ -228,10 +239,10 @@ def test_ctrl_c_leaves_a_warm_job_alone_and_the_second_stops_it(
         assert client.returncode == 130
     assert b"logs --follow kept" in errors and b"stop kept" in errors and b"Traceback" not in errors
     assert b'"RUNNING"' in run("status", "kept", "-o", "json").stdout
-    with started("logs", "--follow", "kept", cwd=tmp_path) as client:
+    with started("submit", "--id", "kept", script(WAITS), cwd=tmp_path) as client:
         printed_head(client)
         client.send_signal(signal.SIGINT)
-        assert client.stderr and b"the job goes on" in client.stderr.readline()
+        assert b"the job goes on" in read_to(client.stderr, b"press Ctrl-C again")
         client.send_signal(signal.SIGINT)
         output, _ = client.communicate(timeout=60)
         assert client.returncode == 130
@@ -241,8 +252,8 @@ def test_ctrl_c_leaves_a_warm_job_alone_and_the_second_stops_it(
 
 def test_two_ups_at_once_make_one_head(run: Cli, tmp_path: Path) -> None:
     with started("up", "embedded", cwd=tmp_path) as one, started("up", "embedded", cwd=tmp_path) as two:
-        said = sorted(re.findall(rb"is up:|was up already", one.communicate()[1] + two.communicate()[1]))
-    assert said == [b"is up:", b"was up already"]
+        said = sorted(re.findall(rb"is running:|was already running:", one.communicate()[1] + two.communicate()[1]))
+    assert said == [b"is running:", b"was already running:"]
     assert len(heads()) == 1
     run("down", "embedded")
 

@@ -1,49 +1,46 @@
-"""client/output.py: the bytes of a log, and Ctrl-C among them."""
+"""client/cli/output.py: the bytes of a log, and Ctrl-C among them."""
 
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
 from client.cli.output import Sink
-
-
-class Interrupted:
-    """A stream in whose writing Ctrl-C comes."""
-
-    def __init__(self) -> None:
-        self.buffer, self.written = self, b""
-
-    def write(self, data: bytes) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)  # for the other thread to take it, where it can
-        self.written += data
-
-    def flush(self) -> None:
-        pass
+from tests.client.test_embedded import until
 
 
 @pytest.fixture
-def another_thread() -> Iterator[None]:
-    """It may be given the signal."""
-    end = threading.Event()
-    thread = threading.Thread(target=end.wait)
-    thread.start()
-    yield
-    end.set()
-    thread.join()
+def full_pipe() -> Iterator[tuple[TextIO, int, int]]:
+    """A full pipe that nobody reads: its end for a stdout, the other end, and how many bytes fill it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    filled = os.write(writer, b"x" * (1 << 20))
+    os.set_blocking(writer, True)
+    with os.fdopen(reader, "rb"), os.fdopen(writer, "w") as stdout:
+        yield stdout, reader, filled
 
 
-@pytest.mark.usefixtures("another_thread")
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
-def test_what_is_written_counts_though_ctrl_c_comes_meanwhile(handler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = Interrupted()
-    monkeypatch.setattr("sys.stdout", stream)
+def test_what_is_written_counts_though_ctrl_c_comes_meanwhile(
+    handler: Any, full_pipe: tuple[TextIO, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdout, reader, filled = full_pipe
+    monkeypatch.setattr("sys.stdout", stdout)
     sink, before = Sink(to_stderr=False), signal.signal(signal.SIGINT, handler)
+    read = b""
+
+    def interrupt() -> None:
+        nonlocal read
+        until(lambda: sink.offset == 3, 10)  # it has the log's bytes, and cannot write them
+        os.kill(os.getpid(), signal.SIGINT)
+        if handler is signal.SIG_IGN:
+            read += os.read(reader, filled)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     try:
         sink.write(b"log")
         heard = False
@@ -51,4 +48,9 @@ def test_what_is_written_counts_though_ctrl_c_comes_meanwhile(handler: Any, monk
         heard = True
     finally:
         assert signal.signal(signal.SIGINT, before) is handler
-    assert (stream.written, sink.offset, heard) == (b"log", 3, handler is signal.default_int_handler)
+    thread.join()
+    assert (sink.offset, heard) == (3, handler is signal.default_int_handler)
+    while len(read) < filled + 3:
+        read += os.read(reader, filled)
+    sink.flush()
+    assert (read[filled:], sink.offset) == (b"log", 3)

@@ -1,10 +1,13 @@
 """client/job and client/ray_api/jobs.py: a job is sent once, with just its files, and recorded for what it is."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +28,7 @@ from client.targets import Address
 from client.targets.target import Target, same_host_agent
 from tests.client.conftest import Rerouted, port, via_proxy
 from tests.client.proxy import FaultProxy
+from tests.client.server import Handler, forward, serving
 from tests.conftest import Cli
 
 
@@ -252,3 +256,124 @@ def test_strange_metadata_of_other_clients(head: Target, jobs: RayJobs, run: Cli
 def test_an_unready_cluster_is_told(tmp_path: Path) -> None:
     with pytest.raises(client.UsageError, match="up embedded"):
         send(Request(command=["true"], working_dir=tmp_path), Address("embedded", "test"), detached=True)
+
+
+def test_py_modules_are_listed_uploaded_and_imported(as_remote: Path, run: Cli) -> None:
+    work, library = as_remote / "work", as_remote / "library"
+    (library / "inner").mkdir(parents=True)
+    work.mkdir()
+    (library / "__init__.py").write_text("")
+    (library / "inner" / "__init__.py").write_text("WORD = 'imported'")
+    (library / ".env").write_text("PASSWORD=hunter2")
+    (as_remote / "single.py").write_text("WORD = 'alone'")
+    (work / "a.py").write_text(
+        "import os, library, single, library.inner\n"
+        "print(library.inner.WORD, single.WORD, os.listdir(os.path.dirname(library.__file__)))\n"
+    )
+    (work / "env.yaml").write_text("py_modules: [../library, ../single.py]")
+    options = ["--runtime-env", "env.yaml"]
+    shown = run("submit", "--dry-run", *options, "a.py", cwd=work)
+    assert shown.returncode == 0, shown.stderr
+    assert b" library/inner/__init__.py\n" in shown.stdout and b" single.py\n" in shown.stdout
+    assert b"withheld library/.env\n" in shown.stdout
+    data = json.loads(run("submit", "--dry-run", *options, "-o", "json", "a.py", cwd=work).stdout)
+    assert [module.startswith("gcs://_ray_pkg_") for module in data["runtime_env"]["py_modules"]] == [True, True]
+    done = run("submit", *options, "a.py", cwd=work)
+    assert done.returncode == 0, done.stdout
+    (line,) = (line for line in done.stdout.decode().splitlines() if line.startswith("imported "))
+    assert line.startswith("imported alone [") and ".env" not in line
+    assert done.stderr.count(b"looks like a secret: library/.env ") == 1
+
+
+def test_a_loop_of_attaches_keeps_no_job(as_remote: Path, head: Target, jobs: RayJobs) -> None:
+    jobs.submit_plain("true", "attached-to")
+    left = []
+    for _ in range(3):
+        job = client.attach("attached-to")
+        assert job.status().submission_id == "attached-to"
+        left.append(weakref.ref(job))
+        del job
+    gc.collect()
+    assert [ref() for ref in left] == [None] * 3
+
+
+def test_a_job_as_a_context_manager_and_a_wait_that_runs_out(as_remote: Path) -> None:
+    with client.submit(command=["sleep", "60"], submission_id="in-context") as job:
+        began = time.monotonic()
+        with pytest.raises(client.TimedOut, match="job in-context has not ended after 0.5 s: it goes on"):
+            job.wait(timeout=0.5)
+        assert 0.5 <= time.monotonic() - began < 10
+        assert job.status().status in ("PENDING", "RUNNING")
+        assert job.stop().status == "STOPPED"
+        assert job.wait(timeout=30).exit_code == 143
+
+
+def test_the_python_api_changes_nothing_in_its_process(as_remote: Path) -> None:
+    """Neither while it works, in whichever thread, nor afterwards."""
+    code = """
+import gc, sys, warnings
+import ray.job_submission
+changed = []
+def watched(module, name):
+    real = getattr(module, name)
+    def change(*args, **options):
+        frame, modules = sys._getframe(1), []
+        while frame:
+            modules.append(frame.f_globals.get("__name__", ""))
+            frame = frame.f_back
+        if any(module.partition(".")[0] == "client" for module in modules[:4]):
+            changed.append((name, modules))
+        return real(*args, **options)
+    setattr(module, name, change)
+state = lambda: (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), list(warnings.filters))
+before = state()
+for name in ("disable", "enable", "freeze", "set_threshold"):
+    watched(gc, name)
+for name in ("simplefilter", "filterwarnings", "resetwarnings"):
+    watched(warnings, name)
+import client
+print(client.submit(command=["true"]).wait().exit_code, changed, state() == before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=as_remote, capture_output=True, timeout=60, check=False)
+    assert done.stdout == b"0 [] True\n", done.stderr
+
+
+def test_whether_an_id_is_taken_is_asked_and_not_read_from_words(head: Target, jobs: RayJobs, tmp_path: Path) -> None:
+    refused = 0
+
+    def in_other_words(asked: Handler, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        nonlocal refused
+        status, headers, content = forward(head.http.server.url, asked, body)
+        if asked.command == "POST" and status >= 400:
+            refused += 1
+            return 500, {"Content-Type": "text/plain"}, b"Kennung vergeben"
+        return status, headers, content
+
+    arguments = arguments_of(head, tmp_path / "ran", "other-words")
+    with serving(in_other_words) as url:
+        through = RayJobs(Rerouted(head, url=url))
+        assert [through.submit(arguments), through.submit(arguments)] == [True, False]
+        other = arguments_of(head, tmp_path / "other", "other-words")
+        with pytest.raises(client.ClientError, match="another job, .* has the id other-words: give another --id"):
+            through.submit(other)
+    assert refused == 2
+    assert Job("other-words", head, ExitStack()).wait().exit_code == 0
+    assert (tmp_path / "ran").read_text() == "ran\n" and not (tmp_path / "other").exists()
+
+
+def test_an_invalid_runtime_env_is_refused_before_anything_is_packed(as_remote: Path) -> None:
+    (as_remote / "big").write_bytes(os.urandom(1 << 20))
+    (as_remote / "env.yaml").write_text("pip: 5")
+    code = (
+        "import sys\n"
+        "told = lambda event, _: print(event, file=sys.stderr) if event.startswith('tempfile.') else None\n"
+        "sys.addaudithook(told)\n"
+        "from client.cli.main import main\n"
+        "main()\n"
+    )
+    for options, exit_code in ((["--runtime-env", "env.yaml"], 2), ([], 0)):
+        command = [sys.executable, "-c", code, "submit", *options, "--", "true"]
+        done = subprocess.run(command, cwd=as_remote, capture_output=True, timeout=60, check=False)
+        assert done.returncode == exit_code, done.stderr
+        assert (b"tempfile." in done.stderr) == (exit_code == 0)
+        assert (b"Ray does not accept this runtime_env" in done.stderr) == (exit_code == 2)

@@ -1,0 +1,85 @@
+"""Where requests go, that it is said, and which of them carry the user's token."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.client.server import Handler, serving
+from tests.conftest import Cli
+
+TOKEN = "planted-71c2e0d9"
+COMMANDS = [["submit", "--", "true"], ["list"], ["status"], ["status", "x"], ["logs", "x"], ["stop", "x"]]
+
+
+@contextmanager
+def recording() -> Iterator[tuple[str, list[str]]]:
+    """A Ray without jobs that refuses all who come without a token, and what each request has of one."""
+    seen: list[str] = []
+
+    def answer(asked: Handler, _: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        seen.append(str(asked.headers))
+        if TOKEN not in str(asked.headers):
+            return 401, {"Content-Type": "text/plain"}, b"Unauthorized: Missing authentication token"
+        if asked.path == "/api/version":
+            return 200, {}, json.dumps({"ray_version": version("ray"), "session_name": "s"}).encode()
+        if asked.path == "/api/jobs/" and asked.command == "GET":
+            return 200, {}, b"[]"
+        return 404, {"Content-Type": "text/plain"}, b"no"
+
+    with serving(answer) as url:
+        yield url, seen
+
+
+@pytest.fixture(params=["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"])
+def token(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user who has a token in one of the places where Ray's own tools look."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN if request.param == "~/.ray/auth_token" else "")
+    (home / "token").write_text(TOKEN)
+    given = {"RAY_AUTH_TOKEN": TOKEN, "RAY_AUTH_TOKEN_PATH": str(home / "token")}
+    return {"HOME": str(home), **{name: value for name, value in given.items() if name == request.param}}
+
+
+def test_an_address_that_a_file_names_gets_no_token(run: Cli, token: dict[str, str], tmp_path: Path) -> None:
+    """A cloned repository may bring the file."""
+    with recording() as (url, seen):
+        (tmp_path / "pyproject.toml").write_text(f'tool.ray-workload.address = "{url}"')
+        for command in COMMANDS:
+            seen.clear()
+            done = run(*command, env=token)
+            assert seen, "it was asked"
+            assert not [headers for headers in seen if TOKEN in headers or "authorization" in headers.lower()]
+            assert done.returncode == 77
+            assert (
+                "the cluster requires a token: your token is not sent to an address that a pyproject.toml names; "
+                f"give --address {url}\n"
+            ) in done.stderr.decode()
+            assert f"ray-workload: address {url} ({tmp_path / 'pyproject.toml'})\n" in done.stderr.decode()
+            assert TOKEN.encode() not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("source", ["--address", "RAY_WORKLOAD_ADDRESS", "RAY_ADDRESS"])
+def test_an_address_that_the_user_gives_gets_the_token(source: str, run: Cli, token: dict[str, str]) -> None:
+    with recording() as (url, seen):
+        flag, given = (["--address", url], {}) if source == "--address" else ([], {source: url})
+        done = run("list", *flag, env={**token, **given})
+    assert done.returncode == 0, done.stderr
+    assert seen and all(TOKEN in headers for headers in seen)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_where_a_command_goes_is_said_unless_it_was_given(command: list[str], run: Cli, tmp_path: Path) -> None:
+    for source in ("RAY_WORKLOAD_ADDRESS", "RAY_ADDRESS"):
+        done = run(*command, env={source: "http://127.0.0.1:9"})
+        assert done.stderr.startswith(f"ray-workload: address http://127.0.0.1:9 ({source})\n".encode())
+    (tmp_path / "pyproject.toml").write_text('tool.ray-workload.address = "http://127.0.0.1:9"')
+    done = run(*command)
+    assert done.stderr.startswith(b"ray-workload: address http://127.0.0.1:9 (/")
+    done = run(command[0], "--address", "http://127.0.0.1:9", *command[1:])
+    if command[0] != "submit":  # which says what it has found
+        assert b"ray-workload: address" not in done.stderr
