@@ -1,4 +1,4 @@
-"""Writing to stdout and stderr, in the one way that reports what goes wrong."""
+"""Writes to stdout and stderr whose failures are reported."""
 
 import os
 import select

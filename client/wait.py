@@ -33,7 +33,7 @@ def wait(why: Callable[[], str], seconds: float, note: Note = silent, *, poll: f
         Unreachable: there was no answer for a minute.
     """
     answered = time.monotonic()
-    end, told = answered + seconds, ""
+    end, last = answered + seconds, ""
     while True:
         try:
             reason = why()
@@ -46,6 +46,6 @@ def wait(why: Callable[[], str], seconds: float, note: Note = silent, *, poll: f
             reason = str(error)
         if not reason or time.monotonic() >= end:
             return reason
-        if reason != told:
-            note(told := reason)
+        if reason != last:
+            note(last := reason)
         time.sleep(min(poll, max(0.0, end - time.monotonic())))

@@ -23,13 +23,13 @@ class Release:
     def __init__(self, login: Login, namespace: str, name: str) -> None:
         """Make no request yet."""
         self.api, self.namespace = Api(login), namespace
-        self.cluster: str | None = None
+        self.cluster_name: str | None = None
         self.selector = f"labelSelector=app.kubernetes.io%2Finstance%3D{name}"
         self.core = f"/api/v1/namespaces/{namespace}"
         self._hook_waits_since: float | None = None
 
     def _cluster(self) -> Cluster:
-        return Cluster(self.api, {"metadata": {"namespace": self.namespace, "name": self.cluster}})
+        return Cluster(self.api, {"metadata": {"namespace": self.namespace, "name": self.cluster_name}})
 
     def wait_ready(self, note: Note, seconds: float) -> None:
         """Wait until the head and the minimum of workers are ready.
@@ -76,7 +76,7 @@ class Release:
 
     def count_pods(self) -> int:
         """How many pods its cluster has."""
-        return len(self._cluster().pods()) if self.cluster else 0
+        return len(self._cluster().pods()) if self.cluster_name else 0
 
     def count_older_pods(self) -> int:
         """How many pods are older than helm's last change of the cluster."""

@@ -54,7 +54,7 @@ class Remains:
         for job in self._labelled("Job", f"/apis/batch/v1/namespaces/{self._release.namespace}/jobs"):
             if job.hook:
                 self._api.delete(job.path)
-        if name := self._release.cluster:
+        if name := self._release.cluster_name:
             jobs = [
                 Remnant("RayJob", f"{self._ray}/rayjobs/{job['metadata']['name']}")
                 for job in self._api.list(f"{self._ray}/rayjobs")
@@ -99,8 +99,8 @@ class Remains:
     def _of_kind(self, group: str, plural: str, kind: str, namespaced: bool) -> list[Remnant]:
         path = f"{group}/namespaces/{self._release.namespace}/{plural}" if namespaced else f"{group}/{plural}"
         selectors = [self._release.selector]
-        if self._release.cluster and kind == "Pod":
-            selectors.append(f"labelSelector=ray.io%2Fcluster%3D{self._release.cluster}")
+        if self._release.cluster_name and kind == "Pod":
+            selectors.append(f"labelSelector=ray.io%2Fcluster%3D{self._release.cluster_name}")
         try:
             return sorted({remnant for selector in selectors for remnant in self._labelled(kind, path, selector)})
         except NotAuthorised:

@@ -46,11 +46,11 @@ def down(ctx: click.Context, /, target: str, namespace: str, context: str | None
     helm, release = Helm(login.context, namespace), Release(login, namespace, RELEASE)
     remains, where = Remains(release), f"{login.context}/{namespace}"
     exists, cluster = helm.find()
-    release.cluster = cluster["metadata"]["name"] if cluster else None
+    release.cluster_name = cluster["metadata"]["name"] if cluster else None
     remnants = remains.find()
     found = exists or any(purge or not remnant.is_claim for remnant in remnants)
     if found and not yes:
-        jobs = _running_jobs(address_of(login, namespace, release.cluster)) if release.cluster else ""
+        jobs = _running_jobs(address_of(login, namespace, release.cluster_name)) if release.cluster_name else ""
         what = f"release {RELEASE} in namespace {namespace} of context {login.context}"
         click.echo(f"This removes {what}{jobs}:", err=True)
         for remnant in remnants:

@@ -21,4 +21,4 @@ def exec_command(ctx: click.Context, address: str | None, worker: int | None, co
     from client.kube import exec
     from client.targets import kubernetes
 
-    ctx.exit(exec.run(exec.find(kubernetes.cluster(chosen.value), worker), command, output.note))
+    ctx.exit(exec.run(exec.find(kubernetes.find_cluster(chosen.value), worker), command, output.note))

@@ -62,7 +62,7 @@ def up(
 
         found = helm.install(target, chart, files, sets, end - time.monotonic(), watch)
         if found:
-            release.cluster = found["metadata"]["name"]
+            release.cluster_name = found["metadata"]["name"]
             release.wait_ready(show, end - time.monotonic())
     if not found:
         note(f"the operator is installed in {login.context}/{namespace}, without a RayCluster")

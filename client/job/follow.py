@@ -227,7 +227,7 @@ def tail_offset(jobs: RayJobs, job: JobRecord, lines: int) -> int:
             for end in re.finditer(b"\n", chunk):
                 starts.append(position + end.end())
             position += len(chunk)
-        if starts[-1] == position:  # the last line is ended, so no line begins behind it
+        if starts[-1] == position:  # the last line is complete, so no line begins after it
             starts.pop()
         if start == 0 or len(starts) > lines:
             return (list(starts)[-lines:] or [position])[0] if lines else position

@@ -1,4 +1,4 @@
-"""What Ray is told: the arguments of its Job SDK, made once from what the user asked for, the target and the upload."""
+"""The arguments of Ray's Job SDK, made once from the request, the target and the upload."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The way of a job: what the user asked for, where, what is uploaded, what Ray is told; sent once, it is a `Job`."""
+"""The five stages of a submit: Request, Target, Upload, Submission, Job. Each is made once and handed on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext

@@ -1,4 +1,4 @@
-"""The HTTP server that Ray's API is behind, and what its refusals mean."""
+"""The HTTP server of Ray's API, and what its refusals mean."""
 
 from typing import Protocol
 from urllib.parse import urlsplit

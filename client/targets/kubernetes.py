@@ -39,7 +39,7 @@ def has_cluster(context: str | None) -> bool:
         return False
 
 
-def cluster(address: str) -> Cluster:
+def find_cluster(address: str) -> Cluster:
     """The RayCluster at an address; its token is not read."""
     return Cluster(*_look_up(address))
 

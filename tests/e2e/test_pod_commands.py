@@ -424,7 +424,7 @@ def test_a_login_that_may_use_neither(ray: Cluster, tmp_path: Path) -> None:
 
 
 def test_the_head_deleted_under_a_command(ray: Cluster) -> None:
-    cluster = kubernetes.cluster(f"kubernetes:///{ray.namespace}/ray")
+    cluster = kubernetes.find_cluster(f"kubernetes:///{ray.namespace}/ray")
     with PortForwards(cluster) as forwards:
         port = forwards.dashboard()
         assert requests.get(f"{port}/api/version", timeout=10).status_code == 401  # without the token

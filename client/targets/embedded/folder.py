@@ -2,7 +2,7 @@
 
     $TMPDIR/rw-UID/warm/        the head that `up embedded` keeps, at most one
                    RANDOM/      a cold head: it lives as long as one client
-                       lock     held by the head's keeper; a directory with a free lock is left over
+                       lock     held by the head's keeper; a directory with a free lock is a leftover
                        token    mode 0600, named to Ray by RAY_AUTH_TOKEN_PATH so that no environment holds it
                        head.json, keeper.log, Ray's session_*
 
@@ -48,7 +48,7 @@ def lock(directory: Path, kind: int = fcntl.LOCK_EX) -> int | None:
 
 
 def _disown(directory: Path, lock: int) -> None:
-    """Forget a head that was killed, before anything that takes time: whoever sees the lock held would look for it."""
+    """Forget a head that was killed, at once: another client that finds the lock held would look for the head."""
     os.ftruncate(lock, 0)  # its keeper's process id may be a stranger's by now
     (directory / "head.json").unlink(missing_ok=True)
 

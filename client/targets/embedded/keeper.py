@@ -1,11 +1,11 @@
 """The process that keeps an embedded Ray head, and ends it with all that it started.
 
-Run by path, with its directory as the only argument of its own and the command of the head behind it:
+Run by path, with its directory and then the command of the head as arguments:
 
     python -P keeper.py DIRECTORY COMMAND...
 
-It ends when its standard input does, where that is a pipe (the client left, in whatever way), on SIGTERM, or when the
-head ends by itself. Its process id stands in DIRECTORY/lock, which it inherits locked. Ray's own way out asks each
+It ends when its standard input does, where that is a pipe (the client ended, however it did), on SIGTERM, or when the
+head ends by itself. Its process id is in DIRECTORY/lock, which it inherits locked. Ray's own shutdown asks each
 process in turn and waits a second for those that do not listen; nothing here outlives the head, so every descendant is
 killed at once and the directory removed.
 """

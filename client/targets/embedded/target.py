@@ -45,7 +45,7 @@ class _Head:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """What tells a folder from another that took its name."""
+    """Device and inode, which differ for a folder that was created later under the same name."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -230,7 +230,7 @@ def up() -> bool:
     directory, deadline = base / "warm", time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         directory.mkdir(mode=0o700, exist_ok=True)
-        with suppress(FileNotFoundError):  # the one before is on its way out
+        with suppress(FileNotFoundError):  # the previous head is being removed
             if (lock := head_folder.lock(directory)) is not None:
                 head_folder.empty(directory, lock)
                 process, log = _start(directory, lock, Path.cwd(), stdin=subprocess.DEVNULL)
