@@ -63,7 +63,7 @@ def build(major: str) -> Path:
         built = subprocess.run(command, cwd=new, env=env, capture_output=True, text=True, check=False)
         if built.returncode:
             why = (built.stderr.strip() or f"exit code {built.returncode}").splitlines()[-1].strip()
-            sys.exit(f"helm could not be built, go install failed: {why}; install Helm 3 or 4 (https://helm.sh)")
+            sys.exit(f"helm could not be built: go install: {why}; install Helm 3 or 4 (https://helm.sh)")
         os.replace(Path(new, "helm"), tool)
     return tool
 
