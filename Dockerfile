@@ -1,15 +1,15 @@
-# The image of Ray's head and workers: Ray and this project's code, from the same lock as on a laptop.
+# The image of Ray's head and workers: Ray and this project's code, installed from the same lock file as on a laptop.
 #
 #     docker build -t ray-workload:dev .
 #
-# BASE_IMAGE may be any Debian with Python 3.11 and its venv module. PIP_INDEX_URL and UV_DEFAULT_INDEX name a mirror of
-# the package index.
+# BASE_IMAGE can be any Debian image with Python 3.11 and its venv module. Set PIP_INDEX_URL and UV_DEFAULT_INDEX to use
+# a mirror of the package index.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 
 FROM ${BASE_IMAGE} AS build
 
-# pip and uv trust what the system trusts, so that a CA added to the base is enough.
+# pip and uv use the system's CA certificates: to trust another CA, add it to the base image.
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -21,7 +21,7 @@ ARG UV_DEFAULT_INDEX
 WORKDIR /build
 COPY requirements-uv.txt requirements.txt ./
 
-# uv stays behind in this stage. pip goes along: Ray needs it for a job's `runtime_env: {pip: [...]}`.
+# uv is used in this stage only. The image keeps pip: Ray needs it for a job's `runtime_env: {pip: [...]}`.
 RUN python3 -m venv /opt/uv \
     && /opt/uv/bin/python -m pip install -q --require-hashes -r requirements-uv.txt
 RUN python3 -m venv /opt/venv \
@@ -32,7 +32,7 @@ RUN python3 -m venv /opt/venv \
 
 FROM ${BASE_IMAGE}
 
-# Compiled here, because the user who runs it may not write it: Debian's Python comes compiled, the official image's not.
+# The image's user cannot write bytecode, and the official Python image, unlike Debian's, has none: compile it here.
 RUN useradd --uid 1000 --gid 100 --create-home --shell /bin/bash ray \
     && install -d -o 1000 -g 100 /home/ray/.cloudvolume /home/ray/.cloudvolume/secrets \
     && python3 -m compileall -q -x '/(test|tests|idlelib|lib2to3|turtledemo|ensurepip|(site|dist)-packages)/' \

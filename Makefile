@@ -1,10 +1,10 @@
-# One command each: `make demo`, `make test`. Everything is installed into .venv, from the locked requirements.
+# `make demo`, `make test`: each installs what it needs into .venv, from the locked requirements.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export PATH := $(PATH):$(CURDIR)/build/tools# where ci/helm.py builds helm, if there is none
+export PATH := $(PATH):$(CURDIR)/build/tools# ci/helm.py builds helm there if none is installed
 CHARTS := $(BIN)/python ci/helm.py >/dev/null && $(BIN)/python ci/charts.py
-# Side by side, each file in one process, which has its own home, head and clusters.
+# Test files run in parallel, each in one process; every process has its own home, head and clusters.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check charts e2e soak helm4 bench bench-cluster lock clean
@@ -12,8 +12,8 @@ PARALLEL := --dist loadfile --no-loadscope-reorder
 demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
 
-test: check  ## set everything up, check the style and types, run the tests
-	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) echo "tests/chart is left out";; *) exit 2;; esac; \
+test: check  ## set everything up, check style and types, run the tests
+	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) echo "tests/chart is not run";; *) exit 2;; esac; \
 	$(BIN)/python -m pytest $(PARALLEL) -n 4 $$tests
 
 check: $(VENV)/.done
@@ -22,7 +22,7 @@ check: $(VENV)/.done
 	$(BIN)/mypy
 	$(BIN)/python ci/docs.py --check
 
-charts: $(VENV)/.done  ## get helm and the chart's dependencies
+charts: $(VENV)/.done  ## get helm and the dependencies of the chart
 	@$(CHARTS)
 
 e2e: $(VENV)/.done  ## test on the cluster of the current kubeconfig
@@ -30,22 +30,22 @@ e2e: $(VENV)/.done  ## test on the cluster of the current kubeconfig
 	$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "not alone and not soak" tests/e2e
 	$(BIN)/python -m pytest -m "alone and not soak" tests/e2e
 
-soak: $(VENV)/.done  ## run the long repeats, on the same cluster
+soak: $(VENV)/.done  ## run the long repeats; uses the same cluster
 	@$(CHARTS)
 	$(BIN)/python -m pytest -m soak tests/client tests/chart
 	$(BIN)/python -m pytest -m soak tests/e2e
 
-helm4: $(VENV)/.done  ## build Helm 4 too, for the tests of the chart to run with both
+helm4: $(VENV)/.done  ## also build Helm 4, so that the chart's tests run with both versions
 	$(BIN)/python ci/helm.py 4
 
-bench: $(VENV)/.done  ## measure the client beside Ray's own tools
+bench: $(VENV)/.done  ## compare the client with Ray's own tools
 	$(BIN)/python ci/bench.py
 
-bench-cluster: $(VENV)/.done  ## measure on the cluster of the current kubeconfig
+bench-cluster: $(VENV)/.done  ## measure chart, image and client on the cluster of the current kubeconfig
 	@$(CHARTS)
 	$(BIN)/python -m ci.bench_cluster
 
-# Without uv's own variables a lock is the same on every machine; it names no index.
+# The locks name no index. They are the same on every machine unless uv's environment variables are set.
 lock: $(VENV)/.done  ## refresh the locked requirements
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --group dev -c requirements.txt pyproject.toml -o requirements-dev.txt

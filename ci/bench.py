@@ -1,9 +1,9 @@
-"""Measure the client beside Ray's own tools, each side in turn in one go: `make bench`.
+"""Compare the client with Ray's own tools; both sides run alternately: `make bench`.
 
     python ci/bench.py [--runs N] [--only NAME]...
 
-Prints the medians of each row as soon as it is measured, and writes every single time to build/bench.json. A time is a
-whole process' life. All of it runs in a home and temporary folder of its own, and ends with it.
+Prints the medians of each row as soon as it is measured, and writes every measured time to build/bench.json. A time is
+the wall time of a whole process. Everything runs with its own home and temporary folder, and is removed at the end.
 """
 
 import argparse
@@ -40,11 +40,11 @@ RESULT = ROOT / "build" / "bench.json"
 RAY = str(Path(sys.executable).with_name("ray"))
 CLIENT = [sys.executable, "-m", "client"]
 SIMPLE_JOB, PROGRESS = "jobs/simple_job.py", "jobs/progress.py"
-RAY_SIMPLE_JOB = ["--", sys.executable, str(ROOT / SIMPLE_JOB)]  # by its path: nothing is uploaded
+RAY_SIMPLE_JOB = ["--", sys.executable, str(ROOT / SIMPLE_JOB)]  # an absolute path: nothing is uploaded
 
-LIMIT_SECONDS = 300.0  # for any one command
-ONCE_SECONDS = 60.0  # a side of theirs that took longer is not run again
-STOP_SECONDS = 16.0  # between SIGTERM and SIGKILL, as `ray stop` has it
+LIMIT_SECONDS = 300.0  # for each command
+ONCE_SECONDS = 60.0  # a command of theirs that takes longer is run only once
+STOP_SECONDS = 16.0  # between SIGTERM and SIGKILL, as in `ray stop`
 POLL_SECONDS = 0.1
 MAXRSS_UNIT, MB = 1 if sys.platform == "darwin" else 1024, 1e6
 SUBMITS, THEIR_SUBMITS = 100, 10
@@ -52,7 +52,7 @@ LOG_LINES, LOG_LINE_BYTES, LOG_PEAK_MB = 1_000_000, 1_000, 150.0
 
 
 class Target(NamedTuple):
-    """A row: rows of one name share the times of our side; `at_most` is our time divided by theirs."""
+    """A row. Rows with the same name share our times; `at_most` is the largest accepted ratio of our time to theirs."""
 
     name: str
     ours: str
@@ -73,13 +73,13 @@ TARGETS = (
 )
 COLUMNS = {"what": 29, "beside": 41, "ours (s)": 8, "theirs (s)": 10, "ratio": 6, "target": 6, "reached": 0}
 Side = Callable[[], float]
-WITHOUT_HEAD = ("help", "cold")  # the others share the head that `up embedded` keeps
-WITHOUT_WARM_UP = ("submits", "log", "log-live")  # the others have one round that is not counted
+WITHOUT_HEAD = ("help", "cold")  # the others share the head that `up embedded` started
+WITHOUT_WARM_UP = ("submits", "log", "log-live")  # the others have one extra run that is not counted
 
 
 def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[float, str, float]:
-    """Run a command, for LIMIT_SECONDS at most. Returns its seconds, what it printed and its peak memory in MB."""
-    with tempfile.TemporaryFile() as output:  # a pipe would also wait for what the command leaves running
+    """Run a command for at most LIMIT_SECONDS. Returns its seconds, its output and its peak memory in MB."""
+    with tempfile.TemporaryFile() as output:  # a pipe would also wait for background processes of the command
         began = time.perf_counter()
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -102,7 +102,7 @@ def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[float, str
 
 
 def end_processes(folder: Path) -> None:
-    """End every process that names a folder in its command line, as `ray stop` does to all Rays of a machine."""
+    """End every process whose command line contains a folder. `ray stop` would end every Ray on the machine."""
     others = (process for process in psutil.process_iter(["cmdline"]) if process.pid != os.getpid())
     found = [process for process in others if str(folder) in " ".join(process.info["cmdline"] or ())]
     for end in (psutil.Process.terminate, psutil.Process.kill):
@@ -113,25 +113,25 @@ def end_processes(folder: Path) -> None:
 
 
 def with_token(folder: Path, token: str) -> dict[str, str]:
-    """The environment in which Ray's own tools use a token."""
+    """Write a token to a file; return an environment in which Ray's own tools use it."""
     (folder / "token").write_text(token)
     return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
 
 
 def free_port() -> str:
-    """A port that is free now."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return str(server.getsockname()[1])
 
 
 def submit(*args: str) -> str:
-    """Submit a job to the warm head. Returns its id."""
+    """Submit a job to the warm head and return its ID."""
     return run(*CLIENT, "submit", "--address", "embedded", "--detach", *args)[1].split()[-1]
 
 
 @dataclass
 class Bench:
-    """Both sides of each row; `facts` is what was seen beside the times, by name."""
+    """Measures both sides of each row; `facts` holds the other results of a row, by its name."""
 
     scratch: Path
     head: Head | None = None
@@ -139,7 +139,7 @@ class Bench:
     facts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def wait(self, ready: Callable[[JobRecord], bool]) -> None:
-        """Wait until all jobs of the warm head, if there is one, are ready for what comes next."""
+        """Wait until every job on the warm head, if there is one, is `ready`."""
         deadline = time.monotonic() + LIMIT_SECONDS
         while self.head and not all(map(ready, RayJobs(self.head).list())):
             if time.monotonic() > deadline:
@@ -147,7 +147,7 @@ class Bench:
             time.sleep(POLL_SECONDS)
 
     def sides(self, name: str) -> list[Side]:
-        """Our side and the others, as TARGETS has them."""
+        """Return our side, then the other sides in the order of TARGETS."""
         where, there = ["--address", "embedded"], ["--address", self.head.http.server.url if self.head else ""]
 
         def timed(*command: str, times: int = 1) -> Side:
@@ -188,7 +188,7 @@ class Bench:
 
     def _followed(self, name: str, command: Sequence[str]) -> float:
         job = submit(PROGRESS, "--lines", str(LOG_LINES), "--size", str(LOG_LINE_BYTES), "--rate", "0")
-        # Its start is no matter of ours or theirs.
+        # The start of the job is not part of either time.
         self.wait(lambda job: job.status != "PENDING" if name == "log-live" else job.finished)
         ours, counted = command[0] != RAY, f"{shlex.join([*command, job])} 2>/dev/null | wc -c"
         seconds, count, peak = run("sh", "-c", counted, env=None if ours else self.env)
@@ -202,11 +202,11 @@ class Bench:
         return min(seconds, LIMIT_SECONDS)
 
     def measure(self, name: str, runs: int) -> list[dict[str, Any]]:
-        """Measure the rows of a name, each side in turn."""
+        """Measure the rows with this name; the sides run alternately."""
         if name not in WITHOUT_HEAD and self.head is None:
             embedded.up()
             self.head = embedded.warm()
-            assert self.head is not None, "it was just started"
+            assert self.head is not None, "the head has just been started"
             self.env = with_token(self.scratch, self.head.http.server.headers["Authorization"].removeprefix("Bearer "))
         sides = self.sides(name)
         times: list[list[float]] = [[] for _ in sides]
@@ -232,13 +232,13 @@ class Bench:
 
 
 def print_cells(*cells: str) -> None:
-    """Print a line of the table, now."""
+    """Print one line of the table and flush it."""
     line = "  ".join(cell.ljust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
     print(line.rstrip(), flush=True)
 
 
 def print_row(row: Mapping[str, Any]) -> None:
-    """Print what was measured."""
+    """Print one measured row."""
     above, below = "><" if row["theirs_median"] >= LIMIT_SECONDS else ("", "")
     times = (f"{row['ours_median']:.2f}", f"{above}{row['theirs_median']:.2f}", f"{below}{row['ratio']:.3f}")
     reached = "yes" if row["reached"] else f"no {', '.join(row['missed'])}"
@@ -246,18 +246,18 @@ def print_row(row: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, print and write; end everything that was started, however this ends."""
+    """Measure, print and write the results. Always end every process that was started."""
     names = list(dict.fromkeys(target.name for target in TARGETS))
-    parser = argparse.ArgumentParser(description="Measure the client beside Ray's own tools.")
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each side (default: 5)")
+    parser = argparse.ArgumentParser(description="Compare the client with Ray's own tools.")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="number of runs of each side (default: 5)")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
-    scratch = Path(tempfile.mkdtemp(prefix="rwb", dir="/tmp"))  # a short name: Ray's sockets are in it
+    scratch = Path(tempfile.mkdtemp(prefix="rwb", dir="/tmp"))  # short: the length of Ray's socket paths is limited
     for variable in [name for name in os.environ if name.startswith(("RAY_", "PYTHON"))]:
         del os.environ[variable]
     os.environ |= {"HOME": str(scratch), "TMPDIR": str(scratch), "RAY_USAGE_STATS_ENABLED": "0"}
-    tempfile.tempdir = None  # it is read again
+    tempfile.tempdir = None  # makes tempfile read TMPDIR again
     machine = {"cores": os.cpu_count(), "load": os.getloadavg(), "python": sys.version, "ray": version("ray")}
     bench, rows = Bench(scratch), list[dict[str, Any]]()
     RESULT.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The sides of `ci/bench_cluster.py` that are about the chart and its image."""
+"""What `ci/bench_cluster.py` measures of the chart and its image."""
 
 import base64
 import json
@@ -23,12 +23,12 @@ LIMIT_SECONDS = 300
 POLL_SECONDS = 0.02
 HELLO = "import ray; ray.init(); print(ray.get(ray.remote(lambda: 'hello').remote()))"
 IMPORTS = "import click, kubernetes, numpy, psutil, pyhelm3, ray, ray.job_submission, requests, rich, yaml"
-# What fits two clusters on a small node. The limits, which are what slows a start, stay each side's own.
+# So that two clusters fit on a small node. Each side keeps its own limits, which determine how fast it starts.
 REQUESTS = [f"{group}.resources.requests.cpu=100m" for group in ("head", "worker")]
 
 
 def run(*command: str, **more: str) -> str:
-    """Run a command, and return what it printed."""
+    """Run a command and return its stdout; `more` are additional environment variables."""
     env = {**os.environ, **more}
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
@@ -39,7 +39,7 @@ def run(*command: str, **more: str) -> str:
 
 
 def timed(act: Callable[[], object]) -> float:
-    """How long something takes, in seconds."""
+    """Return how many seconds a call takes."""
     began = time.perf_counter()
     act()
     return time.perf_counter() - began
@@ -47,37 +47,37 @@ def timed(act: Callable[[], object]) -> float:
 
 @contextmanager
 def namespace() -> Iterator[str]:
-    """A namespace of its own; the releases in it are removed, and then it."""
+    """Create a namespace; at the end, uninstall its releases and delete it."""
     name = f"bench-{secrets.token_hex(4)}"
     run("kubectl", "create", "namespace", name)
     try:
         yield name
     finally:
-        for release in run("helm", "list", "-q", "-n", name).split()[::-1]:  # the cluster before the operator
+        for release in run("helm", "list", "-q", "-n", name).split()[::-1]:  # the cluster, then the operator
             run("helm", "uninstall", release, "-n", name, "--wait")
         run("kubectl", "delete", "namespace", name)
 
 
 def install(into: str, image: str = IMAGE) -> None:
-    """Our chart, until the cluster is ready."""
+    """Install our chart and wait until the cluster is ready."""
     run("helm", "install", "ray", str(CHART), "-n", into, "-f", str(VALUES), "--set", ",".join(sets(image)))
     wait_ready(into)
 
 
 def sets(image: str = IMAGE) -> list[str]:
-    """The values of our chart that are the measurement's own."""
+    """Return the values that the measurement sets in our chart."""
     of_cluster = [f"ray-cluster.{s}" for s in cluster_sets(image)]
-    return [*of_cluster, "api.type=ClusterIP", "api.nodePort=null"]  # two at once cannot have the same port
+    return [*of_cluster, "api.type=ClusterIP", "api.nodePort=null"]  # two clusters cannot use the same node port
 
 
 def cluster_sets(image: str) -> list[str]:
-    """Those that upstream's chart of the cluster takes too."""
+    """Return the values that upstream's ray-cluster chart accepts too."""
     repository, tag = image.split(":")
     return [*REQUESTS, f"image.repository={repository}", f"image.tag={tag}"]
 
 
 def install_upstream(into: str) -> None:
-    """Upstream's charts with their defaults but for the image, until the cluster is ready."""
+    """Install upstream's charts with default values except the image and requests, and wait for the cluster."""
     operator, cluster = (str(next(CHART.glob(f"charts/{name}-*.tgz"))) for name in ("kuberay-operator", "ray-cluster"))
     run("helm", "install", "operator", operator, "-n", into)
     run("helm", "install", "ray", cluster, "-n", into, "--set", ",".join(cluster_sets(IMAGE)))
@@ -85,20 +85,20 @@ def install_upstream(into: str) -> None:
 
 
 def wait_ready(within: str) -> None:
-    """Until the only RayCluster there is ready."""
+    """Wait until the only RayCluster in a namespace is ready."""
     name = run("kubectl", "get", "raycluster", "-n", within, "-o", "name").strip()
     run("kubectl", "wait", "-n", within, name, "--for=jsonpath={.status.state}=ready", f"--timeout={LIMIT_SECONDS}s")
 
 
 def measure_install(how: Callable[[str], object]) -> float:
-    """One install in a fresh namespace."""
+    """Measure one install in a new namespace."""
     with namespace() as name:
         return timed(lambda: how(name))
 
 
 @contextmanager
 def api_server() -> Iterator[str]:
-    """The API server on a free local port, with the kubeconfig's login."""
+    """Run `kubectl proxy` on a free port, with the kubeconfig's login; yield its URL."""
     with subprocess.Popen(["kubectl", "proxy", "--port=0"], stdout=subprocess.PIPE, text=True) as proxy:
         assert proxy.stdout
         yield f"http://{proxy.stdout.readline().split()[-1]}"
@@ -107,7 +107,7 @@ def api_server() -> Iterator[str]:
 
 @contextmanager
 def cluster(image: str) -> Iterator[Callable[[], float]]:
-    """A cluster of an image. Yields what runs one job on it, and returns the seconds from its POST to its end."""
+    """Install a cluster with an image. Yields a function that runs a job and returns the seconds from POST to end."""
     with namespace() as name, api_server() as server, requests.Session() as session:
         install(name, image)
         session.headers["X-Ray-Authorization"] = f"Bearer {token(name)}"
@@ -121,26 +121,26 @@ def cluster(image: str) -> Iterator[Callable[[], float]]:
                 time.sleep(POLL_SECONDS)
                 status = session.get(jobs + sent["submission_id"], timeout=30).json()["status"]
             if status != "SUCCEEDED":
-                raise SystemExit(f"the job {sent['submission_id']} ended {status}")
+                raise SystemExit(f"job {sent['submission_id']} ended as {status}")
             return time.perf_counter() - began
 
-        job()  # the first of a head is slower
+        job()  # the first job on a head is slower
         yield job
 
 
 def current_context() -> str:
-    """The kubeconfig's."""
+    """Return the kubeconfig's current context."""
     return run("kubectl", "config", "current-context").strip()
 
 
 def token(namespace: str) -> str:
-    """What the cluster there asks for."""
+    """Return the token of the cluster in a namespace."""
     secret = json.loads(run("kubectl", "get", "secret", "ray-auth-token", "-n", namespace, "-o", "json"))
     return base64.b64decode(secret["data"]["auth_token"]).decode()
 
 
 def measure_imports() -> float:
-    """In a pod of the image: from the start of its first process to the end of the imports."""
+    """Measure, in a pod of the image, the time from the start of its first process to the end of the imports."""
     script = f"import time; {IMPORTS}; print(time.time() - psutil.Process(1).create_time())"
     with namespace() as name:
         how = (f"--image={IMAGE}", "--image-pull-policy=Never", "--restart=Never")
@@ -150,7 +150,7 @@ def measure_imports() -> float:
 
 
 def measure_pip() -> float:
-    """What users do without an image: a virtual environment, the same lock, the same imports."""
+    """Measure the same without the image: create a virtual environment, install the lock file, import."""
     with tempfile.TemporaryDirectory() as folder:
         python = f"{folder}/bin/python"
 

@@ -1,4 +1,4 @@
-"""The sides of `ci/bench_cluster.py` that are about the client: beside `kubectl port-forward` and Ray's own tools."""
+"""What `ci/bench_cluster.py` measures of the client, compared with `kubectl port-forward` and Ray's own tools."""
 
 import json
 import os
@@ -24,7 +24,7 @@ import sys
 from ray.job_submission import JobSubmissionClient
 JobSubmissionClient(sys.argv[1]).submit_job(entrypoint="true", runtime_env={"working_dir": sys.argv[2]})
 """
-# In one process: every job's id, exit code, and how often its own line is in the log.
+# Prints each job's ID, its exit code, and how often its line is in its log. All jobs are submitted by one process.
 SUBMITS = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ with ThreadPoolExecutor(int(sys.argv[1])) as pool:
 
 @contextmanager
 def port_forward(namespace: str) -> Iterator[str]:
-    """A port-forward to the head, and the URL it leads to."""
+    """Run `kubectl port-forward` to the head; yield its URL."""
     command = ["kubectl", "port-forward", "-n", namespace, "service/ray-head-svc", ":8265"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
@@ -52,10 +52,10 @@ def port_forward(namespace: str) -> Iterator[str]:
 
 
 class Client:
-    """A cluster, and both sides of each row on it."""
+    """Installs a cluster and returns the sides of each row."""
 
     def __init__(self, stack: ExitStack) -> None:
-        """Install it; the stack removes it."""
+        """Install the cluster; closing the stack removes it."""
         self._namespace = stack.enter_context(namespace())
         install(self._namespace)
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -66,13 +66,13 @@ class Client:
         self._hello = ("--working-dir", str(self._folder / "hello"), "--", "python", "hello.py")
         (self._folder / "hello").mkdir()
         (self._folder / "hello" / "hello.py").write_text(HELLO)
-        self._submit(*self._hello)  # the first of a head is slower
+        self._submit(*self._hello)  # the first job on a head is slower
 
     def _submit(self, *args: str) -> dict[str, float]:
         return dict(json.loads(run(*CLIENT, "submit", "-o", "json", *args, **self._ours)))
 
     def submit(self) -> Sides:
-        """From the command's start to its end; with theirs the port-forward begins and ends."""
+        """Measure the whole command; Ray's side includes the start and end of the port-forward."""
 
         def theirs() -> None:
             with port_forward(self._namespace) as url:
@@ -81,7 +81,7 @@ class Client:
         return [lambda: timed(lambda: self._submit(*self._hello)), lambda: timed(theirs)]
 
     def own_time(self) -> Sides:
-        """From the command's start to its end without the job's, by Ray's record of it."""
+        """Measure the whole command without the time of the job itself, which is in Ray's record of the job."""
 
         def ours() -> float:
             began = time.perf_counter()
@@ -91,16 +91,16 @@ class Client:
         return [ours]
 
     def list(self) -> Sides:
-        """Of the jobs that the rows before have left."""
+        """Measure `list`, with the jobs of the previous rows on the cluster."""
         return [lambda: timed(lambda: run(*CLIENT, "list", **self._ours))]
 
     def status(self) -> Sides:
-        """Of one job."""
+        """Measure `status` of one job."""
         job = str(self._submit(*self._hello)["submission_id"])
         return [lambda: timed(lambda: run(*CLIENT, "status", job, **self._ours))]
 
     def upload(self, stack: ExitStack) -> Sides:
-        """From the command's start until the job is accepted, of a tree that differs from all before."""
+        """Measure the time until the job is accepted. The tree is changed before each upload, so nothing is cached."""
         tree = self._folder / "tree"
         write_tree(tree)
         url = stack.enter_context(port_forward(self._namespace))
@@ -108,7 +108,7 @@ class Client:
         def changed(*command: str, **env: str) -> float:
             (tree / "0" / "0.py").write_bytes(os.urandom(1000))
             seconds = timed(lambda: run(*command, **env))
-            self._wait()  # its unpacking would take the processor from the next
+            self._wait()  # unpacking this upload would slow down the next
             return seconds
 
         ours = (*CLIENT, "submit", "--detach", "--working-dir", str(tree), "--", "true")
@@ -120,7 +120,7 @@ class Client:
             time.sleep(0.1)
 
     def submits(self) -> Sides:
-        """All at once, to the end of the last. Every job is there once, and its line is."""
+        """Measure concurrent submits until the last job ends. Each job must run once and log its line once."""
 
         def listed() -> set[str]:
             jobs = json.loads(run(*CLIENT, "list", "--limit", "10000", "-o", "json", **self._ours))
@@ -131,14 +131,14 @@ class Client:
             ended = json.loads(run(sys.executable, "-c", SUBMITS, str(AT_ONCE), self._hello[1], **self._ours))
             seconds = time.perf_counter() - began
             if {job for job, *_ in ended} != listed() - before or any(rest != [0, 1] for _, *rest in ended):
-                raise SystemExit(f"not every one of {AT_ONCE} submits ran once: {ended}")
+                raise SystemExit(f"not every one of the {AT_ONCE} jobs ran exactly once: {ended}")
             return seconds
 
         return [ours]
 
 
 def write_tree(folder: Path) -> None:
-    """Half of the files are text, and compress as such, half do not, as pictures or arrays; in folders of 100."""
+    """Write a tree with 100 files per folder: half are text; the others, like images, do not compress."""
     size, content = TREE_MIB * 2**20 // TREE_FILES, random.Random(0)
     for number in range(TREE_FILES):
         there = folder / str(number // 100)
@@ -151,6 +151,6 @@ def write_tree(folder: Path) -> None:
 
 
 def measure_up(into: str) -> None:
-    """`up` of our chart."""
+    """Install our chart with `up`."""
     given = [part for value in sets() for part in ("--set", value)]
     run(*CLIENT, "up", "local", "--chart", str(CHART), "--context", current_context(), "--namespace", into, *given)

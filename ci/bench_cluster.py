@@ -2,10 +2,9 @@
 
     python -m ci.bench_cluster [--runs N] [--only NAME]...
 
-Each side in turn in one go, each install in a fresh namespace that is deleted behind it, the images of `ci/kind images
---e2e` on both sides. Prints the medians of each row as soon as it is measured, and writes every time to
-build/bench-cluster.json. pip's own variables (PIP_NO_INDEX, PIP_FIND_LINKS) let the comparison with pip run where there
-is no index.
+Both sides run alternately and use the images of `ci/kind images --e2e`. Each install gets a new namespace, which is
+deleted afterwards. Prints the medians of each row as soon as it is measured, and writes every measured time to
+build/bench-cluster.json. To run the comparison with pip without an index, set PIP_NO_INDEX and PIP_FIND_LINKS.
 """
 
 import argparse
@@ -26,9 +25,9 @@ COLUMNS = {"what": 43, "ours (s)": 19, "theirs": 37, "theirs (s)": 10, "figure":
 
 
 class Target(NamedTuple):
-    """A row; `at_most` is for our time divided by theirs, for our seconds, or for those that we take more than they.
+    """A row. `of` says what `at_most` limits: our time divided by theirs, our seconds, or our seconds minus theirs.
 
-    A text for it is what the measurement itself checks; without one the figure is there to be known.
+    A text in `at_most` is a condition that the measurement itself checks. None: the row has no target.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Target(NamedTuple):
     theirs: str | None
     at_most: float | str | None
     of: Literal["ratio", "s", "s more"] = "ratio"
-    runs: int | None = None  # if not as many as were asked for
+    runs: int | None = None  # overrides --runs
 
 
 TABLES = {
@@ -59,12 +58,12 @@ TABLES = {
 
 
 def sides(name: str, stack: ExitStack, client: Callable[[], Client]) -> Sides:
-    """What is measured for a row; each returns its seconds.
+    """Return the sides of a row; each side is a function that returns seconds.
 
     Args:
-        name: of the row.
-        stack: ends what is there for this row alone.
-        client: the cluster that rows of the client share.
+        name: The name of the row.
+        stack: Cleans up what only this row uses.
+        client: Returns the cluster that the rows of the client share.
     """
     template = ("helm", "template", "ray", str(bench_chart.CHART), "-f", str(VALUES))
     makers: dict[str, Callable[[], Sides]] = {
@@ -84,7 +83,7 @@ def sides(name: str, stack: ExitStack, client: Callable[[], Client]) -> Sides:
 
 
 def row(target: Target, times: list[list[float]]) -> list[str]:
-    """What the table says of a target."""
+    """Return the cells of the table for a target."""
     medians = [statistics.median(side) for side in times]
     ours, theirs = medians[0], medians[-1]
     figure = {"ratio": ours / theirs, "s": ours, "s more": ours - theirs}[target.of]
@@ -99,13 +98,13 @@ def row(target: Target, times: list[list[float]]) -> list[str]:
 
 
 def print_cells(*cells: str) -> None:
-    """Print a line of the table, now."""
+    """Print one line of the table and flush it."""
     line = "  ".join(cell.ljust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
     print(line.rstrip(), flush=True)
 
 
 def main() -> None:
-    """Measure what was asked for, print and write it."""
+    """Measure the selected rows, print and write the results."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     parser = argparse.ArgumentParser(description="Measure the chart, its image and the client")
     parser.add_argument("--runs", type=int, default=5)

@@ -1,7 +1,8 @@
-"""Put the dependencies of the chart into its charts/ folder, in the versions of Chart.lock.
+"""Put the chart's dependencies into its charts/ folder, in the versions of Chart.lock.
 
-They come from their repository; where that cannot be reached, from the folder RAY_WORKLOAD_UPSTREAM, which has them
-unpacked. Exit code 1: they cannot be had. 2: the chart or its repository is wrong.
+They are downloaded from their repository. If it cannot be reached, they are packed from the folder that
+RAY_WORKLOAD_UPSTREAM names, which holds the unpacked charts. Exit code 1: the dependencies are not available; 2: the
+chart or its repository has an error.
 """
 
 import fcntl
@@ -25,23 +26,23 @@ import yaml
 
 CHART = Path(__file__).resolve().parent.parent / "charts" / "ray-workload"
 UPSTREAM = Path(os.environ.get("RAY_WORKLOAD_UPSTREAM") or "~/.cache/ray-workload/upstream").expanduser()
-PATIENCE = 20  # seconds for the repository
+DOWNLOAD_SECONDS = 20
 FIELDS = ("name", "version", "repository", "condition", "tags", "enabled", "import-values", "alias")
 Dependencies = list[dict[str, Any]]
 
 
 class UnavailableError(Exception):
-    """Not to be had here; the text says why."""
+    """The dependencies are not available from one source; the text says why."""
 
 
 def wrong(why: str) -> NoReturn:
-    """End with what must be mended."""
+    """Exit with code 2 and a message about what must be corrected."""
     print(why, file=sys.stderr)
     sys.exit(2)
 
 
 def digest(wanted: Dependencies, locked: Dependencies) -> str:
-    """Helm's own hash of what Chart.yaml wants and Chart.lock has: that of the JSON that Go makes of it."""
+    """Return Helm's digest of the dependencies in Chart.yaml and Chart.lock: a hash of their JSON as Go writes it."""
     both = [[{f: d[f] for f in FIELDS if f == "repository" or d.get(f)} for d in part] for part in (wanted, locked)]
     text = json.dumps(both, separators=(",", ":"), ensure_ascii=False)
     for character in "<>&":
@@ -50,7 +51,7 @@ def digest(wanted: Dependencies, locked: Dependencies) -> str:
 
 
 def locked(chart: Path) -> Dependencies:
-    """The dependencies of Chart.lock, which must be made for this Chart.yaml."""
+    """Return the dependencies in Chart.lock, which must match Chart.yaml."""
     try:
         wanted = yaml.safe_load((chart / "Chart.yaml").read_bytes())["dependencies"]
         lock = yaml.safe_load((chart / "Chart.lock").read_bytes())
@@ -64,11 +65,11 @@ def locked(chart: Path) -> Dependencies:
 
 
 def identity(chart: Path) -> tuple[str, str]:
-    """Name and version of an unpacked chart, or of a whole archive."""
+    """Return the name and version of an unpacked chart or of a complete archive."""
     if chart.is_dir():
         text = (chart / "Chart.yaml").read_bytes()
     else:
-        data = io.BytesIO(gzip.decompress(chart.read_bytes()))  # all of it: a cut or changed archive is refused
+        data = io.BytesIO(gzip.decompress(chart.read_bytes()))  # reads all of it: fails if the archive is damaged
         with tarfile.open(fileobj=data) as archive:
             member = archive.next()
             while member and not re.fullmatch(r"[^/]+/Chart\.yaml", member.name):
@@ -80,14 +81,14 @@ def identity(chart: Path) -> tuple[str, str]:
 
 
 def loaded(folder: Path) -> Iterator[Path]:
-    """What helm reads as a chart in a charts/ folder."""
+    """Yield the entries of a charts/ folder that helm loads as charts."""
     for entry in sorted(folder.iterdir()):
         if entry.name[0] not in "._" and entry.suffix != ".prov":
             yield entry
 
 
 def holds(folder: Path, wanted: Dependencies) -> bool:
-    """Whether these charts are there, whole, and no other ones."""
+    """Return whether a folder holds exactly these charts, all of them complete."""
     try:
         return sorted(map(identity, loaded(folder))) == sorted((d["name"], d["version"]) for d in wanted)
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, yaml.YAMLError, AttributeError):
@@ -95,36 +96,36 @@ def holds(folder: Path, wanted: Dependencies) -> bool:
 
 
 def run(helm: str, *args: str | Path, home: Path, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
-    """Run helm with nothing of the user's: neither are their repositories asked, nor is a file of theirs changed."""
+    """Run helm without the user's settings, so that it neither uses their repositories nor changes their files."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("HELM_")}
     env.update({f"HELM_{part}_HOME": str(home / part.lower()) for part in ("CACHE", "CONFIG", "DATA")})
     return subprocess.run([helm, *args], env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def download(helm: str, chart: Path, wanted: Dependencies, new: Path) -> None:
-    """From the repository, by helm, in a copy of the chart, so that a killed helm leaves nothing in the real one."""
+    """Download with helm into a copy of the chart, so that a killed helm leaves no files in the chart itself."""
     for name in ("Chart.yaml", "Chart.lock"):
         shutil.copy(chart / name, new)
-    # With a Chart.lock, helm takes only repositories that were added.
+    # If there is a Chart.lock, helm uses only repositories that have been added.
     urls = sorted({d["repository"] for d in wanted if d["repository"].startswith("http")})
     (new / "config").mkdir()
     repositories = [{"name": f"repository-{number}", "url": url} for number, url in enumerate(urls)]
     (new / "config" / "repositories.yaml").write_text(yaml.safe_dump({"repositories": repositories}))
     try:
-        done = run(helm, "dependency", "build", new, home=new, timeout=PATIENCE)
+        done = run(helm, "dependency", "build", new, home=new, timeout=DOWNLOAD_SECONDS)
     except subprocess.TimeoutExpired:
-        raise UnavailableError(f"no answer in {PATIENCE} s") from None
+        raise UnavailableError(f"no answer in {DOWNLOAD_SECONDS} s") from None
     if not done.returncode:
         return
     index = re.search(r"Unable to get an update from .*\n\s*(.*)", done.stdout)
-    archive = re.search(r"could not download .*?: (Get \".*)", done.stderr)  # no HTTP answer: it is another host's
+    archive = re.search(r"could not download .*?: (Get \".*)", done.stderr)  # on a host that cannot be reached
     if unreachable := index or archive:
         raise UnavailableError(unreachable[1])
     wrong(f"{chart}: helm dependency build: {' '.join(done.stderr.split())}")
 
 
 def pack(helm: str, wanted: Dependencies, new: Path) -> None:
-    """From the folder of unpacked charts."""
+    """Pack the charts in the folder UPSTREAM."""
     for dependency in wanted:
         source, want = UPSTREAM / dependency["name"], (dependency["name"], dependency["version"])
         try:
@@ -139,7 +140,7 @@ def pack(helm: str, wanted: Dependencies, new: Path) -> None:
 
 
 def fetch(chart: Path, wanted: Dependencies, new: Path) -> str:
-    """Get the charts from where they can be had, into new/charts. Returns that place."""
+    """Get the charts into new/charts from the first source that has them. Returns that source."""
     finder = [sys.executable, str(Path(__file__).with_name("helm.py"))]
     found = subprocess.run(finder, stdout=subprocess.PIPE, text=True, check=False)
     if found.returncode:
@@ -154,33 +155,33 @@ def fetch(chart: Path, wanted: Dependencies, new: Path) -> str:
         pack(helm, wanted, new)
         return f"{UPSTREAM} ({unreachable})"
     except UnavailableError as error:
-        way = f"set RAY_WORKLOAD_UPSTREAM, or `helm pull` them from a mirror into {chart / 'charts'}"
-        sys.exit(f"no dependencies, so no chart and no tests of it: {unreachable}; {error}; {way}")
+        hint = f"set RAY_WORKLOAD_UPSTREAM, or `helm pull` them from a mirror into {chart / 'charts'}"
+        sys.exit(f"the chart's dependencies are not available: {unreachable}; {error}; {hint}")
 
 
 def main() -> None:
-    """Leave, or get and put in place."""
+    """Get the dependencies unless they are there already."""
     chart = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(os.path.relpath(CHART))
     wanted, folder = locked(chart), chart / "charts"
     names = ", ".join(f"{d['name']} {d['version']}" for d in wanted)
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # two at once get them once
+    fcntl.flock(lock, fcntl.LOCK_EX)  # of concurrent runs, only one downloads
     if holds(folder, wanted):
         print(f"{folder}: {names} are there")
         return
-    for left in folder.glob(".new*"):  # by a killed run; helm does not read what begins with a dot
+    for left in folder.glob(".new*"):  # left by a killed run; helm ignores names that begin with a dot
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=".new", dir=folder) as new:
         (Path(new) / "charts").mkdir()
         source = fetch(chart, wanted, Path(new))
         if not holds(Path(new) / "charts", wanted):
-            wrong(f"{chart}: not the charts of Chart.lock came from {source}")
+            wrong(f"{chart}: the charts from {source} are not those in Chart.lock")
         fresh = list(loaded(Path(new) / "charts"))
         for archive in fresh:
             archive.replace(folder / archive.name)
     for entry in loaded(folder):
-        if entry.name not in {archive.name for archive in fresh}:  # helm would render it too
+        if entry.name not in {archive.name for archive in fresh}:  # helm would render it as well
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     print(f"{folder}: {names} from {source}")
 

@@ -1,7 +1,7 @@
-"""Write the generated parts of the READMEs, or with --check say whether they are up to date.
+"""Write the generated parts of the READMEs; with --check, only check that they are up to date.
 
-The table of commands comes from the command line itself, that of the chart's values from values.yaml and its comments.
-The versions of the package, of the chart and of the newest entry in the changelog must agree.
+The table of commands is generated from the command line, the table of the chart's values from the comments in
+values.yaml. The package, the chart and the newest entry in the changelog must have the same version.
 """
 
 import json
@@ -21,7 +21,7 @@ UPSTREAM = ("kuberay-operator", "ray-cluster")
 
 
 def commands() -> str:
-    """Each command with its help and options, as Markdown."""
+    """Return a Markdown table of the commands, their help and their options."""
     lines = ["| command | what it does |", "|---|---|"]
     root = click.Context(cli, info_name="python -m client")
     for name, command in sorted(cli.commands.items()):
@@ -37,7 +37,7 @@ def commands() -> str:
 
 
 def values() -> str:
-    """Each of the chart's own values, its default and the comment above it, as Markdown."""
+    """Return a Markdown table of the chart's own values, each with its default and the comment above it."""
     lines = ["| value | default | what it is |", "|---|---|---|"]
     path: list[str] = []
     comment: list[str] = []
@@ -58,7 +58,7 @@ def values() -> str:
 
 
 def generated(path: Path, what: str, content: str) -> None:
-    """Put content between a file's markers, or with --check end where it is not what stands there."""
+    """Write content between a file's markers; with --check, exit with an error if the file differs."""
     text = path.read_text()
     begin, end = f"<!-- {what}: written by ci/docs.py -->\n", "<!-- end -->"
     head, _, rest = text.partition(begin)
@@ -70,13 +70,11 @@ def generated(path: Path, what: str, content: str) -> None:
 
 
 def main() -> None:
-    """Write or check."""
+    """Write or check the generated parts."""
     newest = re.search(r"^## (\S+)", CHANGELOG.read_text(), re.MULTILINE)
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
     if not newest or {newest[1], chart} != {client.__version__}:
-        sys.exit(
-            f"CHANGELOG.md begins with {newest and newest[1]}, the package is {client.__version__}, the chart {chart}"
-        )
+        sys.exit(f"versions differ: CHANGELOG.md {newest and newest[1]}, package {client.__version__}, chart {chart}")
     generated(Path("README.md"), "commands", commands())
     generated(CHART / "README.md", "values", values())
 

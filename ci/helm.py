@@ -1,6 +1,7 @@
-"""Print the path of helm: the one on PATH, or else one built with Go into build/tools, once.
+"""Print the path of helm: the one on PATH, else one that is built with Go into build/tools.
 
-`ci/helm.py 4` builds Helm 4 as build/tools/helm4, for the tests to have both. Without helm: exit code 1 and one line.
+`ci/helm.py 4` builds Helm 4 as build/tools/helm4, so that the tests can use both versions. If there is no helm, the
+script prints one line and exits with code 1.
 """
 
 import fcntl
@@ -13,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent.parent / "build" / "tools"
-# Helm 3 takes the Kubernetes version it renders for from the linker (it is that of its client-go), or says 1.20.
+# Helm 3 renders for a Kubernetes version that the linker sets (that of its client-go); without it, for 1.20.
 KUBE = [
     f"-X helm.sh/helm/v3/pkg/{at}.k8sVersion{n}" for at in ("chartutil", "lint/rules") for n in ("Major=1", "Minor=37")
 ]
@@ -21,7 +22,7 @@ PINNED = {"3": ("helm", "v3.22.0", KUBE), "4": ("helm4", "v4.3.1", [])}
 
 
 def version(helm: str | Path) -> str:
-    """What it says its version is."""
+    """Return the version that a helm reports, or an empty string."""
     try:
         said = subprocess.run([helm, "version", "--short"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -30,29 +31,29 @@ def version(helm: str | Path) -> str:
 
 
 def on_path() -> str | None:
-    """The user's own helm."""
+    """Return the user's own helm."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return shutil.which("helm", path=os.pathsep.join(f for f in folders if Path(f).absolute() != TOOLS))
 
 
 def build(major: str) -> Path:
-    """The pinned helm of this major version."""
+    """Return the pinned helm of a major version; build it if it is not there."""
     name, pinned, flags = PINNED[major]
     tool = TOOLS / name
     if version(tool) == pinned:
         return tool
     if not shutil.which("go"):
         sys.exit(
-            "no helm, so no chart and no tests of it: install Helm 3 or 4 (https://helm.sh), or Go to build it with"
+            "helm is missing, so there is no chart and no tests of it: install Helm 3 or 4 (https://helm.sh), or Go"
         )
     TOOLS.mkdir(parents=True, exist_ok=True)
     lock = os.open(TOOLS, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # two at once build it once
+    fcntl.flock(lock, fcntl.LOCK_EX)  # of concurrent runs, only one builds
     if version(tool) == pinned:
         return tool
-    for left in TOOLS.glob(".new*"):  # by a killed build
+    for left in TOOLS.glob(".new*"):  # left by a killed build
         shutil.rmtree(left)
-    print(f"building Helm {pinned} with Go, which takes some minutes", file=sys.stderr)
+    print(f"building Helm {pinned} with Go; this takes a few minutes", file=sys.stderr)
     package = f"helm.sh/helm/v{major}"
     link = " ".join(["-s -w", f"-X {package}/internal/version.version={pinned}", *flags])
     kept = {k: v for k, v in os.environ.items() if k not in ("GOOS", "GOARCH")}
@@ -62,20 +63,18 @@ def build(major: str) -> Path:
         built = subprocess.run(command, cwd=new, env=env, capture_output=True, text=True, check=False)
         if built.returncode:
             why = (built.stderr.strip() or f"exit code {built.returncode}").splitlines()[-1].strip()
-            sys.exit(
-                f"no helm, so no chart and no tests of it: install Helm 3 or 4 (https://helm.sh); go install: {why}"
-            )
+            sys.exit(f"helm could not be built: go install: {why}; install Helm 3 or 4 (https://helm.sh)")
         os.replace(Path(new, "helm"), tool)
     return tool
 
 
 def main() -> None:
-    """Find or build."""
+    """Find or build helm and print its path."""
     major = sys.argv[1] if len(sys.argv) > 1 else ""
     if major == "4" or not (helm := on_path()):
         helm = str(build(major or "3"))
     elif not re.match(r"v[34]\.\d+\.\d+([-+]|$)", said := version(helm)):
-        sys.exit(f"no chart and no tests of it: {helm} is no release of Helm 3 or 4 (it says {said!r}); install one")
+        sys.exit(f"{helm} is no release of Helm 3 or 4 (its version is {said!r}): install a release")
     print(helm)
 
 

@@ -1,7 +1,7 @@
-"""Numbered lines at a chosen rate, size and length: something to follow the log of. Uses nothing of Ray.
+"""Print numbered lines, to try out how a job's log is followed. This job does not use Ray.
 
 On a cluster:  python -m client submit jobs/progress.py --lines 100 --rate 10
-On its own:    python jobs/progress.py --lines 100 --rate 10
+Without one:   python jobs/progress.py --lines 100 --rate 10
 One gigabyte:  python jobs/progress.py --lines 1000000 --size 1000 --rate 0
 """
 
@@ -16,25 +16,25 @@ BATCH_BYTES = 1 << 20
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description="Write numbered lines.")
-    parser.add_argument("--lines", type=int, default=100, metavar="N", help="how many (default: 100)")
+    parser.add_argument("--lines", type=int, default=100, metavar="N", help="number of lines (default: 100)")
     parser.add_argument(
-        "--rate", type=float, default=10, metavar="N", help="lines per second, 0: at once (default: 10)"
+        "--rate", type=float, default=10, metavar="N", help="lines per second, 0: no limit (default: 10)"
     )
     parser.add_argument(
-        "--size", type=int, default=0, metavar="BYTES", help="pad each line, with its end, to this size"
+        "--size", type=int, default=0, metavar="BYTES", help="pad each line to this size, including its end"
     )
-    parser.add_argument("--same", action="store_true", help="leave out the numbers: all lines are alike")
+    parser.add_argument("--same", action="store_true", help="leave out the numbers, so that all lines are equal")
     parser.add_argument("--bars", action="store_true", help="draw each line over the last one, as a progress bar does")
     parser.add_argument(
         "--binary", action="store_true", help="write the bytes 0x00 to 0xFF and a newline in the middle"
     )
-    parser.add_argument("--long", type=int, default=0, metavar="BYTES", help="one line of this size in the middle")
-    parser.add_argument("--exit-code", type=int, default=0, metavar="N", help="how to end (default: 0)")
+    parser.add_argument("--long", type=int, default=0, metavar="BYTES", help="write one line of this size in the middle")
+    parser.add_argument("--exit-code", type=int, default=0, metavar="N", help="exit code (default: 0)")
     return parser.parse_args(argv)
 
 
 def output(args: argparse.Namespace) -> Iterator[bytes]:
-    """Yield exactly the bytes to write: line by line if there is a rate, else in large batches."""
+    """Yield the bytes to write: line by line if there is a rate, else in large batches."""
     start, end = (b"\r", b"") if args.bars else (b"", b"\n")
     number = b"" if args.same else b" %%0%dd of %d" % (len(str(args.lines)), args.lines)
     text = start + b"line" + number
@@ -45,7 +45,7 @@ def output(args: argparse.Namespace) -> Iterator[bytes]:
     def lines(first: int, last: int) -> Iterator[bytes]:
         for low in range(first, last + 1, batch):
             high = min(low + batch, last + 1)
-            # One formatting for the whole batch: several times as fast as one for each line.
+            # Formatting a whole batch at once is several times as fast as formatting each line.
             yield line * (high - low) % (() if args.same else tuple(range(low, high)))
 
     middle = args.lines // 2
@@ -60,7 +60,7 @@ def output(args: argparse.Namespace) -> Iterator[bytes]:
 
 
 def main() -> None:
-    """Write it all, in time."""
+    """Write the output at the chosen rate."""
     args = parse()
     begin = time.monotonic()
     for count, data in enumerate(output(args)):
