@@ -25,7 +25,8 @@ def own_environment() -> Iterator[Path]:
     """No Ray, token or cluster of the user's is seen, and nothing is left in their folders."""
     folder = Path(tempfile.mkdtemp(prefix="rwt", dir="/tmp"))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GIT_", "XDG_")) and "KUBE" not in k}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    for name in ("PYTHONDONTWRITEBYTECODE", "COLUMNS", "LINES"):  # readline sets the last two for pytest's workers
+        kept.pop(name, None)
     saved = dict(os.environ)
     os.environ.clear()
     path = f"{Path(sys.executable).parent}:{kept['PATH']}"  # a head's `python` is this one

@@ -256,10 +256,8 @@ def test_a_shell_at_a_terminal_follows_its_size(ray: Cluster) -> None:
     with Screen(ray, "exec") as screen:
         screen.wait_for(rb"\$ ")
         assert not screen.restored()
-        until("its size", lambda: _size(screen) == b"33 101")
-        screen.wait_for(rb"\$ ")
-        screen.type(b"tty\r")
-        screen.wait_for(rb"[\r\n]/dev/pts/\d+\r\n")
+        screen.type(b"stty size; tty\r")
+        screen.wait_for(rb"[\r\n]33 101\r\n/dev/pts/\d+\r\n")
         screen.size(40, 120)
         screen.wait_for(rb"\$ ")
         until("the new size", lambda: _size(screen) == b"40 120")
