@@ -28,7 +28,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--binary", action="store_true", help="write the bytes 0x00 to 0xFF and a newline in the middle"
     )
-    parser.add_argument("--long", type=int, default=0, metavar="BYTES", help="write one line of this size in the middle")
+    parser.add_argument(
+        "--long", type=int, default=0, metavar="BYTES", help="write one line of this size in the middle"
+    )
     parser.add_argument("--exit-code", type=int, default=0, metavar="N", help="exit code (default: 0)")
     return parser.parse_args(argv)
 
