@@ -116,9 +116,8 @@ def _session(server: Server) -> requests.Session:
     session.auth = server.auth
     if server.tls:
         session.mount("https://", _Pinned(server.tls, server.server_name))
-        session.verify = (
-            server.tls.verify_mode != ssl.CERT_NONE
-        )  # urllib3 would turn it on again, in the context itself
+        # Left at True, urllib3 would turn verification on again, in the context itself.
+        session.verify = server.tls.verify_mode != ssl.CERT_NONE
     elif server.url.startswith("https:"):
         session.verify = _ca_bundle() or True
     if url := proxy_url(server):
