@@ -1,4 +1,4 @@
-"""A home, a temporary folder and an environment of the tests' own."""
+"""Gives the tests their own home, temporary folder and environment."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-# Started in the background, where a shell has it ignored, the tests' own processes would never see Ctrl-C.
+# A shell that starts the tests in the background sets SIGINT to be ignored; their child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -22,14 +22,14 @@ Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 @contextlib.contextmanager
 def own_environment() -> Iterator[Path]:
-    """No Ray, token or cluster of the user's is seen, and nothing is left in their folders."""
+    """Hide the user's Ray, tokens and clusters, and leave no files in the user's folders."""
     folder = Path(tempfile.mkdtemp(prefix="rwt", dir="/tmp"))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GIT_", "XDG_")) and "KUBE" not in k}
     for name in ("PYTHONDONTWRITEBYTECODE", "COLUMNS", "LINES"):  # readline sets the last two for pytest's workers
         kept.pop(name, None)
     saved = dict(os.environ)
     os.environ.clear()
-    path = f"{Path(sys.executable).parent}:{kept['PATH']}"  # a head's `python` is this one
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"  # so that jobs run this Python
     os.environ.update(kept, HOME=str(folder), TMPDIR=str(folder), PATH=path)
     tempfile.tempdir = None
     yield folder
@@ -41,19 +41,19 @@ def own_environment() -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment() -> Iterator[Path]:
-    """One for each process that runs tests."""
+    """One environment per test process."""
     with own_environment() as folder:
         yield folder
 
 
 def on_terminal(command: list[str], answer: str, **options: Any) -> tuple[int, str]:
-    """Run a command on a terminal, where this is typed: its exit code, and what it says on stderr."""
+    """Run a command on a terminal and type an answer. Returns its exit code and its stderr."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs, **options) as process:
         os.close(theirs)
         os.write(ours, answer.encode())
         said = b""
-        with contextlib.suppress(OSError):  # EIO, when the other side is closed
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
             while part := os.read(ours, 4096):
                 said += part
     os.close(ours)
@@ -62,7 +62,7 @@ def on_terminal(command: list[str], answer: str, **options: Any) -> tuple[int, s
 
 @pytest.fixture
 def run(tmp_path: Path) -> Cli:
-    """Run `python -m client` as a user does, in an empty folder."""
+    """Return a function that runs `python -m client` in an empty folder."""
 
     def run(
         *args: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, timeout: float = 60

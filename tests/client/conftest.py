@@ -1,4 +1,4 @@
-"""One real Ray head for all tests of the client."""
+"""A real Ray head that the tests in a process share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def jobs(head: Target) -> RayJobs:
 
 @pytest.fixture(scope="session")
 def remote(head: Target, environment: Path) -> dict[str, str]:
-    """The environment in which the head is a remote one."""
+    """The environment in which the client treats the head as a remote one."""
     token = environment / "remote-token"
     token.write_text(token_of(head))
     return {"RAY_WORKLOAD_ADDRESS": head.http.server.url, "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -45,7 +45,7 @@ def port(url: str) -> tuple[str, int]:
 
 
 class Rerouted(Target):
-    """A target with another URL, other agents, or another runtime."""
+    """A target with a different URL, agent or runtime."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Rerouted(Target):
         agent: Callable[[str], str | None] | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        """Take everything that is not given from the target."""
+        """Use the target's values for everything that is not given."""
         server = Server(url or target.http.server.url, target.http.server.headers)
         self.address, self.runtime, self.ends_with_us = target.address, runtime or target.runtime, False
         self.http = Http(server, token_refusal(sent=True, hint="run `down embedded`"))
@@ -65,14 +65,14 @@ class Rerouted(Target):
         return self._agent(address)
 
     def wait_ready(self, note: Note, seconds: float) -> None:
-        """Return at once: the head is ready."""
+        """Do nothing: the head is ready."""
 
 
 @contextmanager
 def via_proxy(
     head: Target, agent_url: str | None, *, runtime: Runtime | None = None
 ) -> Iterator[tuple[Rerouted, FaultProxy, FaultProxy]]:
-    """The head with one proxy before its dashboard and one before its agent; without `agent_url` it has no agent."""
+    """Put one proxy in front of the head's dashboard and one in front of its agent; no `agent_url` means no agent."""
     url = head.http.server.url
     with FaultProxy(port(url)) as dashboard, FaultProxy(port(agent_url or url)) as agent:
         agent_through = agent.url if agent_url else None

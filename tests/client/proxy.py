@@ -1,4 +1,4 @@
-"""A misbehaving HTTP/1.1 proxy in front of one upstream: a plain pass-through until a fault is asked for."""
+"""An HTTP/1.1 proxy in front of one upstream that injects faults; without a fault it passes everything through."""
 
 import collections
 import contextlib
@@ -13,22 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-TICK = 0.02  # how soon a blocked thread notices a fault that was set, or that it should end
+TICK = 0.02  # seconds until a blocked thread notices a new fault or the end of the proxy
 CHUNK = 1 << 18
 BLANK = b"\r\n\r\n"
 
 
 @dataclass
 class Faults:
-    """Set any of them, at any time."""
+    """The faults to inject. Each can be set at any time."""
 
-    cut_after_seconds: float | None = None  # RST, that long after the connection was accepted
-    cut_after_bytes: int | None = None  # FIN, after that many bytes to the client
-    silent_after_bytes: int | None = None  # from then on nothing is sent, but the connection stays open
-    false_end_bytes: int | None = None  # a longer GET response body ends validly after exactly that many bytes
-    lose_replies: int = 0  # so many next POSTs reach the upstream, but their replies are lost
-    status: int | None = None  # the proxy answers with this and does not ask the upstream
-    match: str = ""  # only paths with this in them; cut_after_seconds and lose_replies hit any
+    cut_after_seconds: float | None = None  # sends RST this long after the connection was accepted
+    cut_after_bytes: int | None = None  # sends FIN after this many bytes to the client
+    silent_after_bytes: int | None = None  # after this many bytes, sends nothing but keeps the connection open
+    false_end_bytes: int | None = None  # truncates longer GET response bodies to this size, with valid framing
+    lose_replies: int = 0  # the number of next POSTs that reach the upstream but get no reply
+    status: int | None = None  # the proxy replies with this status and does not forward the request
+    match: str = ""  # a part of the affected paths; cut_after_seconds and lose_replies affect all paths
 
 
 class FaultProxy:
@@ -53,16 +53,16 @@ class FaultProxy:
         if self._timer.ident:
             self._timer.join()
         self.closing.set()
-        while self._threads:  # the first is the one that adds others
+        while self._threads:  # the first thread adds the others
             self._threads.pop(0).join()
         self._listener.close()
 
     def refuse(self, seconds: float) -> None:
-        """End all connections and refuse new ones for that long."""
+        """Close all connections, and refuse new ones for this many seconds."""
         self.count("refused")
         address = self._listener.getsockname()
         self.__exit__()
-        self._bind(address)  # without listening: it only keeps the port
+        self._bind(address)  # bound but not listening: keeps the port and refuses connections
         self._timer = threading.Timer(seconds, self._listen)
         self._timer.daemon = True
         self._timer.start()
@@ -103,16 +103,16 @@ class FaultProxy:
 
 
 class _Connection(threading.Thread):
-    """One client's connection. Each request gets an upstream connection of its own."""
+    """A connection from a client. Each request gets its own connection to the upstream."""
 
     def __init__(self, proxy: FaultProxy, sock: socket.socket) -> None:
         super().__init__(daemon=True)
         self.proxy, self.closing = proxy, proxy.closing
         self.client = _Stream(self, sock)
         self.accepted = time.monotonic()
-        self.matched = False  # the request at hand, by `Faults.match`
-        self.until_close = False  # the reply at hand ends only with the connection
-        self.sent = 0  # to the client, in replies to matched requests
+        self.matched = False  # whether the current request matches `Faults.match`
+        self.until_close = False  # whether the current reply ends only when the connection closes
+        self.sent = 0  # bytes sent to the client in replies to matching requests
 
     def run(self) -> None:
         with self.client.sock as sock:
@@ -120,9 +120,9 @@ class _Connection(threading.Thread):
                 while self._exchange():
                     pass
                 sock.shutdown(socket.SHUT_WR)
-            except OSError:  # a fault, or one side is gone: the close becomes a RST
+            except OSError:  # a fault, or one side is gone: close with RST
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            except EOFError:  # a fault that ends with a FIN
+            except EOFError:  # a fault that closes with FIN
                 pass
 
     def check(self) -> None:
@@ -134,7 +134,7 @@ class _Connection(threading.Thread):
             raise ConnectionError("cut")
 
     def _exchange(self) -> bool:
-        """Carry one request and its reply; say whether another may follow."""
+        """Forward one request and its reply. Returns whether another request can follow."""
         proxy, faults = self.proxy, self.proxy.faults
         request = self.client.until(BLANK)
         method, path, _ = request.decode("latin-1").split(" ", 2)
@@ -152,7 +152,7 @@ class _Connection(threading.Thread):
             upstream.send(request)
             for piece in body:
                 upstream.send(piece)
-            while (head := upstream.until(BLANK)).startswith(b"HTTP/1.1 1"):  # such as 100 Continue
+            while (head := upstream.until(BLANK)).startswith(b"HTTP/1.1 1"):  # for example 100 Continue
                 self._reply(head)
             if method == "POST" and proxy.loses_reply():
                 raise EOFError("the reply is lost")
@@ -168,7 +168,7 @@ class _Connection(threading.Thread):
         return _keeps(request) and _keeps(head) and not self.until_close
 
     def _body(self, source: "_Stream", head: bytes, limit: int | None) -> Iterator[bytes]:
-        """Yield a body as it came, chunk marks and all; one of unknown length ends validly at the limit."""
+        """Yield a body unchanged, including chunk headers. A body of unknown length is truncated at the limit."""
         left = sys.maxsize if limit is None else limit
         if length := _field(head, b"content-length"):
             yield from source.exactly(int(length))
@@ -183,7 +183,7 @@ class _Connection(threading.Thread):
                 left -= size
                 yield mark
                 yield from source.exactly(size + 2)
-            while mark.strip():  # the last chunk, then perhaps trailers
+            while mark.strip():  # the last chunk and any trailers
                 yield mark
                 mark = source.until(b"\r\n")
             yield mark
@@ -207,12 +207,12 @@ class _Connection(threading.Thread):
         if hit:
             while fault == "silent_after_bytes" and self.client.some():
                 pass
-            # A FIN would pass for a proper end of a body that only the close ends.
+            # If a body ends only when the connection closes, FIN would be its normal end.
             raise ConnectionError(fault) if self.until_close else EOFError(fault)
 
 
 class _Stream:
-    """A socket that is read and written in short waits, between which its connection may be told to end."""
+    """A socket that blocks only for a TICK at a time, then checks whether the connection should be cut."""
 
     def __init__(self, connection: _Connection, sock: socket.socket) -> None:
         sock.settimeout(TICK)
@@ -227,7 +227,7 @@ class _Stream:
                 view = view[self.sock.send(view) :]
 
     def some(self, limit: int = CHUNK) -> bytes:
-        """Whatever comes next, at most so much; nothing at the end."""
+        """Return the next bytes, at most `limit`; empty at the end."""
         if not self.buffer:
             return self._receive(min(limit, CHUNK))
         data = bytes(self.buffer[:limit])
@@ -243,7 +243,7 @@ class _Stream:
             yield piece
 
     def until(self, mark: bytes) -> bytes:
-        """Everything up to the mark, and the mark."""
+        """Return everything up to and including the mark."""
         while (at := self.buffer.find(mark)) < 0:
             data = self._receive(CHUNK)
             if not data:
@@ -264,7 +264,7 @@ def _field(head: bytes, name: bytes) -> bytes:
 
 
 def _framed(head: bytes) -> bool:
-    """Whether the end of the body can be told without the end of the connection."""
+    """Whether the headers define where the body ends."""
     return b"chunked" in _field(head, b"transfer-encoding") or bool(_field(head, b"content-length"))
 
 
@@ -273,7 +273,7 @@ def _keeps(head: bytes) -> bool:
 
 
 def _shorten(head: bytes, size: int) -> bytes:
-    """Make the head say that what was asked for ends after so many bytes."""
+    """Change the headers of a response so that its body has this size."""
     if part := re.search(rb"(?im)^content-range:[ \t]*bytes (\d+)-(\d+/\S+)", head):
         end = int(part[1]) + size
         head = head[: part.start(2)] + b"%d/%d" % (end - 1, end) + head[part.end(2) :]

@@ -1,4 +1,4 @@
-"""An HTTP server of any behaviour, for what is not quite a Ray dashboard."""
+"""An HTTP server with arbitrary behaviour, to stand in for dashboards and API servers."""
 
 import http.server
 import ssl
@@ -11,7 +11,7 @@ import requests
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as its server's function says."""
+    """Sends the response that the server's `answer` returns."""
 
     protocol_version = "HTTP/1.1"
     server: "Server"
@@ -35,7 +35,7 @@ Answer = Callable[[Handler, bytes], tuple[int, Mapping[str, str], bytes]]
 
 
 def forward(url: str, asked: Handler, body: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send a request on to another server, and return its answer."""
+    """Forward a request to another server and return its response."""
     headers = {name: value for name, value in asked.headers.items() if name != "Host"}
     got = requests.request(asked.command, url + asked.path, headers=headers, data=body, timeout=30)
     return got.status_code, {"Content-Type": got.headers.get("Content-Type", "text/plain")}, got.content
@@ -47,7 +47,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @contextmanager
 def serving(answer: Answer, tls: tuple[Path, Path] | None = None, client_ca: Path | None = None) -> Iterator[str]:
-    """Serve; `tls` names a certificate and its key, `client_ca` the CA of the certificates that clients must have."""
+    """Serve and yield the URL. `tls` is a certificate and its key; clients need a certificate from `client_ca`."""
     with Server(("127.0.0.1", 0), Handler) as server:
         server.answer = answer
         if tls:

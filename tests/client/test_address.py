@@ -1,4 +1,4 @@
-"""Where requests go, that it is said, and which of them carry the user's token."""
+"""Which address commands use, when they print it, and which requests carry the user's token."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ COMMANDS = [["submit", "--", "true"], ["list"], ["status"], ["status", "x"], ["l
 
 @contextmanager
 def recording() -> Iterator[tuple[str, list[str]]]:
-    """A Ray without jobs that refuses all who come without a token, and what each request has of one."""
+    """Serve a Ray without jobs that refuses requests without a token; yield its URL and the tokens it received."""
     seen: list[str] = []
 
     def answer(asked: Handler, _: bytes) -> tuple[int, Mapping[str, str], bytes]:
@@ -36,7 +36,7 @@ def recording() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture(params=["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"])
 def token(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a user who has a token in one of the places where Ray's own tools look."""
+    """Return the environment of a user with a token in one of the places where Ray's own tools look."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN if request.param == "~/.ray/auth_token" else "")
@@ -46,7 +46,7 @@ def token(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_an_address_that_a_file_names_gets_no_token(run: Cli, token: dict[str, str], tmp_path: Path) -> None:
-    """A cloned repository may bring the file."""
+    """The file may come from a cloned repository."""
     with recording() as (url, seen):
         (tmp_path / "pyproject.toml").write_text(f'tool.ray-workload.address = "{url}"')
         for command in COMMANDS:
@@ -81,5 +81,5 @@ def test_where_a_command_goes_is_said_unless_it_was_given(command: list[str], ru
     done = run(*command)
     assert done.stderr.startswith(b"ray-workload: address http://127.0.0.1:9 (/")
     done = run(command[0], "--address", "http://127.0.0.1:9", *command[1:])
-    if command[0] != "submit":  # which says what it has found
+    if command[0] != "submit":  # submit prints the address that it chose
         assert b"ray-workload: address" not in done.stderr

@@ -1,4 +1,4 @@
-"""The command line on a real head: exit codes, and what each command shows."""
+"""The command line on a real head: exit codes, and the output of each command."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     assert status["metadata"]["team"] == "a" and status["metadata"]["job_name"] == "a name"
     assert status["submit_time"] <= status["start_time"] < status["end_time"]
     lines = run("status", "found", env=remote).stdout.decode().splitlines()
-    shown = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))  # the message has many
+    shown = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))  # the message has several lines
     assert shown.keys() == SHOWN
     assert (shown["submission_id"], shown["status"], shown["exit_code"]) == ("found", "FAILED", "7")
 
@@ -138,7 +138,7 @@ def test_a_stopped_job_exits_143(run: Cli, remote: dict[str, str], tmp_path: Pat
 
 def test_a_job_that_does_not_end_in_time_is_told(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
     deaf = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"]
-    wait = ["--env", "RAY_JOB_STOP_WAIT_TIME_S=4"]  # before Ray kills it
+    wait = ["--env", "RAY_JOB_STOP_WAIT_TIME_S=4"]  # seconds until Ray kills the driver
     with started("submit", "--id", "deaf", *wait, "--", *deaf, cwd=tmp_path, env=remote) as submit:
         read_to(submit.stdout, b"up")
         stop = run("stop", "-o", "json", "--grace", "1", "deaf", env=remote)

@@ -1,5 +1,5 @@
-"""`up` and `down` of a cluster, as far as they go without one: which context and chart are taken, what values helm is
-given. The rest is live, in tests/e2e."""
+"""`up` and `down` without a cluster: which context and chart they use, and which values they pass to helm. The tests
+with a real cluster are in tests/e2e."""
 
 import json
 import os
@@ -21,9 +21,9 @@ from tests.client.test_login import config
 from tests.conftest import ROOT, Cli, on_terminal
 
 TOOL = shutil.which("helm") or shutil.which("helm", path=str(ROOT / "build" / "tools"))
-FAR = "https://127.0.0.2:9"  # nobody listens, and it is "on this machine" only where a test wants that
+FAR = "https://127.0.0.2:9"  # nothing listens there
 
-# Stands for a helm with a cluster: it renders what `upgrade` is given, and says what it was called with.
+# A stand-in for helm with a cluster: `upgrade` renders the chart with its arguments instead of installing it.
 RENDERING = f"""#!{sys.executable}
 import json, subprocess, sys
 real, given = {TOOL!r}, sys.argv[1:]
@@ -57,7 +57,7 @@ SETS = [
 
 
 def chart(folder: Path, **files: str) -> Path:
-    """A chart whose one object holds its values."""
+    """Write a chart whose only object contains the chart's values."""
     path = folder / "some chart"
     (path / "templates").mkdir(parents=True)
     (path / "Chart.yaml").write_text("apiVersion: v2\nname: some\nversion: 1.0.0\n")
@@ -82,7 +82,7 @@ def helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Helm:
 
 
 def install(helm: Helm, where: Path | str, *sets: str, files: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values that the chart was rendered with."""
+    """Return the values that the chart was rendered with."""
     found = helm.install("local", find_chart(str(where), files), files, sets, 60, lambda: None)
     assert found and found["metadata"]["name"] == "it"
     values: dict[str, Any] = found["values"]
@@ -210,7 +210,7 @@ def test_without_helm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("gke", "far", "https://203.0.113.1:9", (), 2, "far is not known to be on GKE"),
         ("gke", "kind-x", FAR, (), 2, "kind-x is not known to be on GKE"),
         ("local", "far", FAR, ("--context", "other"), 2, "has no context other"),
-        # These contexts are taken: the refusal is that of a server that is not there.
+        # These contexts are used: the error is that their server cannot be reached.
         ("local", "kind-x", FAR, (), 69, "using the current context, kind-x"),
         ("local", "gke_p_l_c", FAR, ("--context", "gke_p_l_c"), 69, "127.0.0.2:9 does not answer"),
         ("gke", "gke_p_l_c", FAR, (), 69, "using the current context, gke_p_l_c"),
@@ -237,7 +237,7 @@ def test_which_cluster_is_meant(
     assert says in done.stderr.decode()
 
 
-# Stands for a helm that knows the release; it writes down what else it is told to do.
+# A stand-in for helm with an installed release; it records all other commands.
 KNOWING = f"""#!{sys.executable}
 import json, pathlib, sys
 if sys.argv[1] == "version":
@@ -258,7 +258,7 @@ CLUSTER = {
 
 
 class Cluster:
-    """An API server with a RayCluster, a volume claim, and a Ray with a running job."""
+    """An API server with a RayCluster, a PersistentVolumeClaim, and a Ray dashboard with a running job."""
 
     def __init__(self, folder: Path) -> None:
         kind = {"resource": "persistentvolumeclaims", "responseKind": {"kind": "PersistentVolumeClaim"}}
@@ -289,14 +289,14 @@ class Cluster:
         return 404 if found is None else 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
 
     def removed(self) -> tuple[list[str], list[str]]:
-        """What helm was told, and the paths that were deleted."""
+        """Return the recorded helm commands and the deleted paths."""
         told = self.helm / "told"
         lines = told.read_text().split() if told.exists() else []
         return lines, [path for method, path in self.requests if method == "DELETE"]
 
 
 def down(folder: Path, server: str, helm: Path, *args: str, answer: str | None = None) -> tuple[int, str]:
-    """Run `down` with this answer on a terminal, or without a terminal; its exit code and what it says."""
+    """Run `down`, on a terminal if there is an answer to type. Returns its exit code and its stderr."""
     command = [sys.executable, "-m", "client", "down", "local", "--context", "far", *args]
     env = {**os.environ, "KUBECONFIG": str(config(folder, server, {})), "PATH": f"{helm}:{os.environ['PATH']}"}
     if answer is None:

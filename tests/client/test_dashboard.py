@@ -1,4 +1,4 @@
-"""`dashboard`: what it shows to the browser that was let in, and how it refuses everybody else."""
+"""`dashboard`: what the authorised browser gets, and how all other requests are refused."""
 
 import http.client
 import os
@@ -26,7 +26,7 @@ from tests.conftest import Cli
 
 @dataclass
 class Browser:
-    """A browser, at the address that a dashboard gave it."""
+    """A browser with the link that `dashboard` printed."""
 
     link: str
     cookie: str = ""
@@ -49,7 +49,7 @@ class Browser:
     def ask(
         self, method: str = "GET", target: str = "", body: bytes | None = None, **headers: str
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """One request, its target as given; an empty header is left out."""
+        """Send one request with exactly this target; headers that are empty are not sent."""
         given = {"Host": self.netloc, "Cookie": self.cookie}
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
         connection = http.client.HTTPConnection(self.netloc, timeout=10)
@@ -69,7 +69,7 @@ class Browser:
 
 @contextmanager
 def shown(upstream: Server) -> Iterator[Browser]:
-    """A dashboard, and a browser that has used its link."""
+    """Serve a dashboard; yield a browser that has opened its link."""
     with Dashboard(upstream) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -90,7 +90,7 @@ def browser(head: Target) -> Iterator[Browser]:
 
 @contextmanager
 def echoed(answer: Answer, headers: Mapping[str, str] | None = None) -> Iterator[Browser]:
-    """Before an upstream of any behaviour, below a path as the API server's proxy is."""
+    """Serve a dashboard for this upstream, below a path like that of the API server's proxy."""
     with serving(answer) as url, shown(Server(f"{url}/a/proxy", headers or {})) as browser:
         yield browser
 
@@ -107,7 +107,7 @@ def test_the_page_and_its_parts_are_shown(browser: Browser) -> None:
 
 
 def test_every_path_of_the_page_is_relative(browser: Browser) -> None:
-    """Else the page would leave the path that its cookie is for."""
+    """An absolute path would be outside the path of the cookie."""
     page = browser.ask()[2].decode()
     assert not re.findall(r'(?:src|href)="(?!\./)', page)
 
@@ -124,7 +124,7 @@ def test_every_path_of_the_page_is_relative(browser: Browser) -> None:
         {"Origin": "http://127.0.0.1:1"},
         {"Origin": "null"},
         {"Sec_Fetch_Site": "cross-site"},
-        {"Sec_Fetch_Site": "same-site"},  # another port of this machine
+        {"Sec_Fetch_Site": "same-site"},  # another port on this machine
         {"Cookie": ""},
         {"Cookie": "ray-workload-1=x"},
     ],
@@ -170,7 +170,7 @@ def test_a_link_is_not_used_up_by_a_page_that_is_refused(head: Target) -> None:
 
 
 def test_a_browser_may_not_send_jobs(browser: Browser) -> None:
-    """Ray itself refuses it, where it knows that it is a browser."""
+    """Ray itself refuses requests that it recognises as a browser's."""
     agent = {"User_Agent": "Mozilla/5.0", "Content_Type": "application/json"}
     status, _, body = browser.ask("POST", f"{browser.path}api/jobs/", b'{"entrypoint": "true"}', **agent)
     assert (status, body) == (405, b"'POST' method not allowed for browser traffic.")

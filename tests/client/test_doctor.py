@@ -1,4 +1,4 @@
-"""`doctor` without a cluster; with one it is in tests/e2e."""
+"""`doctor` without a cluster; the tests with a cluster are in tests/e2e."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ from tests.conftest import Cli
 
 
 def lines(run: Cli, *args: str, code: int, env: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """The checks printed as JSON; the text output must have the same."""
+    """Return the checks that are printed as JSON; the text output must have the same checks."""
     done = run("doctor", "-o", "json", *args, env=env)
     assert (done.returncode, done.stderr) == (code, b"")
     checks: list[dict[str, Any]] = json.loads(done.stdout)
@@ -38,7 +38,7 @@ def lines(run: Cli, *args: str, code: int, env: Mapping[str, str] | None = None)
 
 @pytest.fixture
 def closed() -> Iterator[str]:
-    """It is kept, without listening, so that nothing else gets it."""
+    """Yield a URL whose port stays bound but not listening, so that connections are refused."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
@@ -193,7 +193,7 @@ def ray_pod(name: str, kind: str, **status: Any) -> dict[str, Any]:
 
 
 class Api:
-    """The responses of an API server with a healthy cluster, by path: None for a 404, a number for another status."""
+    """The responses of an API server with a healthy cluster, by path. None is a 404, a number another status."""
 
     def __init__(self) -> None:
         ready = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -253,7 +253,7 @@ Seen = Callable[[int], dict[str, dict[str, Any]]]
 
 @pytest.fixture
 def seen(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    """Examine the cluster behind this API server, without the command line, which the tests above use."""
+    """Run the checks on the cluster of this API server, without the command line."""
     with serving(api) as url:
         monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, url, {"token": "l0gin"})))
 
@@ -283,7 +283,7 @@ def test_pods_that_are_not_ready_say_why(seen: Seen, api: Api) -> None:
     found = seen(1)
     for check in ("cluster", "pods"):
         assert found[check]["status"] == "FAIL" and "0/1 nodes: Insufficient cpu." in found[check]["found"]
-    assert found["dashboard"]["status"] == "ok"  # the checks continued
+    assert found["dashboard"]["status"] == "ok"  # the later checks ran
 
 
 def test_a_worker_that_is_not_ready_is_no_failure(seen: Seen, api: Api) -> None:
@@ -294,7 +294,7 @@ def test_a_worker_that_is_not_ready_is_no_failure(seen: Seen, api: Api) -> None:
 
 
 def test_a_service_named_like_the_charts_is_not_the_charts(seen: Seen, api: Api) -> None:
-    """The chart's has a port for the node agent."""
+    """Only the chart's Service has a port for the node agent."""
     assert (seen(0)["service"]["status"], seen(0)["service"]["found"]) == ("ok", "ray-api, from the chart")
     ports = {"spec": {"ports": [{"name": "dashboard", "port": 8265}]}}
     api.answers |= {f"{CORE}/services/ray-api": ports, f"{CORE}/services/ray-head-svc": ports}

@@ -1,4 +1,4 @@
-"""client/targets/embedded: a Ray of our own that meets no other, and of which nothing stays."""
+"""client/targets/embedded: the embedded Ray is isolated from every other Ray and leaves nothing behind."""
 
 import fcntl
 import os
@@ -42,7 +42,7 @@ def script(tmp_path: Path) -> Callable[[str], str]:
 
 
 def heads() -> list[Path]:
-    """The folders of the heads there are, those that pytest's own session holds left out."""
+    """Return the folders of the current heads, except the heads of the test session."""
     return [path for path in head_folder.base().iterdir() if not (path / "of-the-session").exists()]
 
 
@@ -57,7 +57,7 @@ def nothing_left() -> Iterator[None]:
 
 
 def unused_memory() -> set[str]:
-    """The files in shared memory that no process has: those of heads that run beside these tests are not left over."""
+    """Return the files in shared memory that no process uses; heads of parallel tests use theirs."""
     found = set(os.listdir("/dev/shm"))
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
@@ -68,7 +68,7 @@ def unused_memory() -> set[str]:
 def until(true: Callable[[], object], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "it did not come true in time"
+        assert time.monotonic() < deadline, f"the condition did not become true within {seconds:g} s"
         time.sleep(0.05)
 
 
@@ -94,7 +94,7 @@ def read_to(stream: IO[bytes] | None, mark: bytes) -> bytes:
 
 
 def printed_head(process: "subprocess.Popen[bytes]") -> str:
-    """Read on to the line in which the job says what it runs on."""
+    """Read until the line in which the job prints its head, and return the head."""
     assert process.stdout
     for line in process.stdout:
         if line.startswith(b"head "):
@@ -108,7 +108,7 @@ def test_a_script_runs_where_its_files_are(run: Cli, script: Callable[[str], str
     assert (tmp_path / "made-here").exists()
     assert re.search(rb"^head 127.0.0.1:\d+$", done.stdout, re.MULTILINE)
     assert b"address embedded (a Ray of its own; no other address is set)" in done.stderr
-    assert not heads(), "it is gone when the command returns"
+    assert not heads(), "the head still exists after the command"
 
 
 def test_two_at_once_and_a_ray_of_the_users_do_not_meet(script: Callable[[str], str], tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_two_at_once_and_a_ray_of_the_users_do_not_meet(script: Callable[[str], 
             assert (one.wait(60), two.wait(60)) == (0, 0)
         assert len(seen) == 3
         output, _ = ray.communicate(timeout=60)
-        assert b"alive" in output, "the user's Ray has outlived ours"
+        assert b"alive" in output, "the user's Ray did not survive"
 
 
 def test_a_killed_client_leaves_nothing(script: Callable[[str], str], tmp_path: Path) -> None:
@@ -149,12 +149,12 @@ def test_what_a_head_left_that_was_killed_with_its_keeper_is_removed(
         (folder,) = heads()
         processes = [client_process := psutil.Process(client.pid), *client_process.children(recursive=True)]
         for process in processes:
-            process.suspend()  # so that none can clean up after another
+            process.suspend()  # so that no process can clean up after another
         for process in processes:
             process.kill()
         psutil.wait_procs(processes[1:], timeout=30)
     assert folder.exists()
-    os.utime(folder, (0, 0))  # as if it had been there for long
+    os.utime(folder, (0, 0))  # as if it were old
     assert run("submit", "--", "true").returncode == 0
     assert not folder.exists()
 
@@ -165,7 +165,7 @@ def test_ctrl_c_stops_the_job_and_ends_its_ray(script: Callable[[str], str], tmp
         client.send_signal(signal.SIGINT)
         output, errors = client.communicate(timeout=60)
         assert client.returncode == 130, errors
-    assert output == b"asked to end\n", "the job could end in its own way, and its last line was not lost"
+    assert output == b"asked to end\n", "the driver did not handle the signal, or its last line was lost"
     assert b"was stopped\n" in errors and b"Traceback" not in errors
     assert not heads()
 
@@ -201,7 +201,7 @@ def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], s
     listed = run("list", "-o", "json")
     assert listed.stdout.count(b'"SUCCEEDED"') == 2
     assert b"embedded Ray was stopped" in run("down", "embedded").stderr
-    end = time.monotonic() + 10  # its keeper removes the folder after it has given the name free
+    end = time.monotonic() + 10  # the head's keeper removes the folder after it has released the name
     while heads() and time.monotonic() < end:
         time.sleep(0.05)
     assert not heads()
@@ -277,7 +277,7 @@ def test_a_folder_that_others_may_read_is_refused(run: Cli) -> None:
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
-    """What is left of a warm head that was killed; the process id in it is another process' by now."""
+    """Create what remains of a killed warm head; its process ID now belongs to another process."""
     with tempfile.TemporaryDirectory(prefix="rwt", dir="/tmp") as folder, subprocess.Popen(["sleep", "60"]) as stranger:
         monkeypatch.setenv("TMPDIR", folder)
         monkeypatch.setattr(tempfile, "tempdir", None)

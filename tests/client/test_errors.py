@@ -1,4 +1,4 @@
-"""Bad input through the command line: one line that says what to do, the right exit code, and nothing sent."""
+"""Invalid input on the command line: one line that says what to do, the right exit code, and nothing is sent."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def _something_to_upload(tmp_path: Path) -> None:
 
 
 def refusal(done: "subprocess.CompletedProcess[bytes]", code: int) -> str:
-    """The one line that an error is, next to the note of which address is used."""
+    """Return the error, which must be one line; the line that names the address may precede it."""
     told = done.stderr.decode().splitlines()
     lines = [line for line in told if not line.startswith("ray-workload: address ")]
     assert len(told) - len(lines) <= 1, told
@@ -146,7 +146,7 @@ def test_a_link_loop_is_named(run: Cli, tmp_path: Path) -> None:
     assert "loop is a link loop: correct it or add it to .rayignore" in line
 
 
-# Addresses, and what answers there
+# Addresses and the servers there
 
 COMMANDS = [["submit", "--", "true"], ["list"], ["status"], ["status", "x"], ["logs", "x"], ["stop", "x"]]
 
@@ -204,7 +204,7 @@ def test_a_server_that_is_not_ray_is_refused(stranger: str, run: Cli) -> None:
     with serving(answer) as url:
         for command in COMMANDS:
             if stranger == "no job API" and command[-1] in ("status", "x"):
-                continue  # for those it is a Ray without the job
+                continue  # these commands see a Ray without the job
             line = refusal(run(*command, env={"RAY_WORKLOAD_ADDRESS": url}), code)
             assert url.removeprefix("http://") in line and words in line, (command, line)
 
@@ -340,7 +340,7 @@ def test_without_a_cluster_there_is_nothing_to_detach_to(command: list[str], run
     assert "`up embedded`, or give its --address" in refusal(run(*command), 2)
 
 
-# Jobs that are not there, and what a program gets to read
+# Unknown jobs and JSON output
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop"])

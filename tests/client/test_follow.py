@@ -1,4 +1,4 @@
-"""client/job/follow.py: nothing of a log is lost or comes twice, whatever happens to the connections."""
+"""client/job/follow.py: no byte of a log is lost or repeated, whatever happens to the connections."""
 
 import shlex
 import sys
@@ -44,7 +44,7 @@ FAULTS: dict[str, Fault] = {
 JOBS = {
     "numbered": ["--lines", "100000", "--rate", "0"],
     "same": ["--lines", "100000", "--rate", "0", "--size", "22", "--same"],
-    # In the middle of these a line of 5 MB, and every byte there is.
+    # Has a line of 5 MB and all byte values in the middle.
     "bytes": ["--lines", "100", "--rate", "0", "--long", "5000000", "--binary"],
     "bars": ["--lines", "2000", "--rate", "500", "--bars"],
 }
@@ -58,7 +58,7 @@ class Followed:
 
 
 def start(jobs: RayJobs, entrypoint: str) -> JobRecord:
-    """Submit over plain HTTP, and wait until the driver runs."""
+    """Submit a job, and wait until its driver runs."""
     from client.ray_api.sdk import submit_job
 
     arguments = {"entrypoint": entrypoint, "submission_id": f"t{time.monotonic_ns()}"}
@@ -72,25 +72,25 @@ def start(jobs: RayJobs, entrypoint: str) -> JobRecord:
 def followed(
     head: Target, jobs: RayJobs, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str, str], Followed]:
-    """Every job followed through every fault, all at once, by the agent's way and by the dashboard's."""
+    """Follow every job through every fault, all at the same time, both through the agent and the dashboard."""
     runs: dict[tuple[str, str, str], Followed] = {}
     threads = []
-    go = tmp_path_factory.mktemp("followed") / "go"  # no job may be over before it is followed
+    go = tmp_path_factory.mktemp("followed") / "go"  # lets the jobs start only when they are followed
     with ExitStack() as stack:
         for name, arguments in JOBS.items():
-            # Slowly enough to be cut in the middle: the log comes in ten parts over ten seconds.
+            # The log is written in ten parts over ten seconds, so that faults happen in the middle.
             script = shlex.join([sys.executable, str(ROOT / "jobs" / "progress.py"), *arguments])
             throttle = (
                 "import sys,time\nfor part in iter(lambda: sys.stdin.buffer.read(250000), b''):\n"
                 " sys.stdout.buffer.write(part); sys.stdout.buffer.flush(); time.sleep(1)"
             )
-            # Ray's own first line may come a moment later than the job's.
+            # Without the sleep, Ray could write its first line after the job's.
             wait = f"while [ ! -e {go} ]; do sleep 0.1; done; sleep 1"
             job = start(jobs, f"{wait}; {script} | {sys.executable} -c {shlex.quote(throttle)}")
             for way in ("agent", "dashboard"):
                 for fault, apply in FAULTS.items():
                     if way == "dashboard" and fault in ("cut_after_bytes", "silent_after_bytes", "false_end_bytes"):
-                        continue  # there a log longer than the cut cannot come through: it has no Range
+                        continue  # the dashboard has no Range requests, so a longer log never gets through
                     assert job.agent
                     through, *proxies = stack.enter_context(via_proxy(head, job.agent if way == "agent" else None))
                     run = runs[name, way, fault] = Followed(fired=Counter())
@@ -126,11 +126,11 @@ def test_every_byte_comes_once_and_in_order(
     run = followed[name, way, fault]
     expected = b"".join(progress.output(progress.parse(JOBS[name])))
     before = bytes(run.log[: -len(expected)])
-    assert before.count(b"Running entrypoint for job ") == 1 and len(before) < 2000  # what Ray itself says first
+    assert before.count(b"Running entrypoint for job ") == 1 and len(before) < 2000  # Ray's own first lines
     assert bytes(run.log[-len(expected) :]) == expected
     assert run.result is not None and run.result.exit_code == 0
     too_small = name == "bars" and fault.endswith("_bytes")
-    assert run.fired[fault] or too_small, "the fault never happened: the test shows nothing"
+    assert run.fired[fault] or too_small, "the fault did not happen"
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_a_dashboard_that_fails_for_a_while_is_asked_again(head: Target, jobs: R
 
 
 def test_an_agent_that_is_not_found_at_once(head: Target, jobs: RayJobs) -> None:
-    """The API server may fail at any question, that for an agent's pod too."""
+    """The API server may fail at any request, including the one for the agent's pod."""
     job, log, notes, asked = start(jobs, "sleep 1; echo done"), bytearray(), list[str](), list[str]()
 
     def agent(address: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What a driver asks for, checked against what the groups and the live nodes of a cluster have."""
+"""The resources that a job requests are checked against the worker groups and the live nodes of a cluster."""
 
 import json
 import math
@@ -27,7 +27,7 @@ GROUPS: Groups = [
 
 
 class Cluster(Target):
-    """A cluster of groups; nothing answers at its URL unless it is given one."""
+    """A cluster with these groups; without a `url`, its dashboard cannot be reached."""
 
     def __init__(self, groups: Groups | None, url: str = "http://127.0.0.1:9") -> None:
         self.address, self.http, self.runtime = url, Http(Server(url)), Runtime()
@@ -45,7 +45,7 @@ class Cluster(Target):
 
 @contextmanager
 def with_nodes(groups: Groups | None, *nodes: Mapping[str, Any]) -> Iterator[Cluster]:
-    """The same with a dashboard that knows these nodes, as they are in /api/v0/nodes."""
+    """Yield a cluster whose dashboard lists these nodes in /api/v0/nodes."""
     answer = json.dumps({"data": {"result": {"result": nodes}}}).encode()
     with serving(lambda *_: (200, {}, answer)) as url:
         yield Cluster(groups, url)
@@ -88,7 +88,7 @@ def test_an_accelerator_is_one_gpu_of_its_kind() -> None:
 def test_what_a_group_has(wanted: Request) -> None:
     cluster = Cluster(GROUPS)
     assert check(wanted, cluster) == []
-    assert cluster.waited == 0, "a group that can have it is enough: nobody need be asked"
+    assert cluster.waited == 0, "a group has the resources, so the nodes need not be queried"
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_what_no_group_and_no_node_has(wanted: Request, words: str) -> None:
 
 
 def test_what_only_a_live_node_has() -> None:
-    """A RayCluster need not say what its nodes find out themselves, such as the kind of their GPUs."""
+    """A RayCluster may omit what its nodes detect themselves, such as the type of their GPUs."""
     found = node(**{"GPU": 1.0, "accelerator_type:T4": 1.0})
     with with_nodes(GROUPS, found) as cluster:
         assert check(request("T4"), cluster) == []
-        assert cluster.waited == 1, "its nodes are asked when it is ready"
+        assert cluster.waited == 1, "the nodes are queried when the cluster is ready"
     with with_nodes(GROUPS, {**found, "state": "DEAD"}) as cluster, pytest.raises(UsageError, match="the 1 GPU T4"):
         check(request("T4"), cluster)
 
@@ -139,7 +139,7 @@ def group(limits: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]
     return {"template": {"spec": {"containers": [{"resources": {"limits": limits or {}}}]}}, **fields}
 
 
-REST = {"CPU": math.inf, "memory": math.inf, "GPU": 0.0}  # what a group has that does not say
+REST = {"CPU": math.inf, "memory": math.inf, "GPU": 0.0}  # of a group without limits
 
 
 @pytest.mark.parametrize(

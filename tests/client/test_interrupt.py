@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what becomes of the job, and of what the client was doing."""
+"""Ctrl-C and SIGTERM: what happens to the job and to the client."""
 
 import fcntl
 import signal
@@ -25,7 +25,7 @@ UP = ["--", "sh", "-c", "echo up; exec sleep 120"]
 
 @pytest.fixture
 def job_id(head: Target, jobs: RayJobs, request: pytest.FixtureRequest) -> Iterator[str]:
-    """An id for a job that is stopped after the test."""
+    """Yield an ID for a job, which is stopped after the test."""
     name = f"i{time.monotonic_ns()}"
     yield name
     if any(job.submission_id == name for job in jobs.list()):
@@ -53,12 +53,12 @@ def test_interrupts_of_logs_leave_the_job(
         with started(*follow, cwd=tmp_path, env=remote) as client:
             read_to(client.stdout, b"up\n")
             client.send_signal(signal.SIGINT)
-            time.sleep(0.2)  # two quick ones, as a person presses them
+            time.sleep(0.2)  # like a user who presses Ctrl-C twice
             client.send_signal(signal.SIGINT)
             _, errors = client.communicate(timeout=30)
             assert client.returncode in (130, -signal.SIGINT), errors
         assert b"Traceback" not in errors
-        assert {method for method, _ in proxy.requests} == {"GET"}, "nothing but questions were sent"
+        assert {method for method, _ in proxy.requests} == {"GET"}, "logs sent a request that can change a job"
     assert jobs.get(job_id).status == "RUNNING"
 
 
@@ -98,7 +98,7 @@ def test_an_interrupt_gets_through_while_nobody_reads_the_output(
             client.send_signal(signal.SIGINT)
         assert client.wait(20) == code
         assert words in (client.stderr.read() if client.stderr else b"")
-        assert waiting_bytes(client) == capacity, "nobody has read"
+        assert waiting_bytes(client) == capacity, "the output was read"
     if status:
         assert jobs.get(job_id).status == status
 
@@ -108,7 +108,7 @@ def test_sigterm_while_packing_leaves_no_file(tmp_path: Path) -> None:
     temporary.mkdir()
     work.mkdir()
     with open(work / "big", "wb") as file:
-        file.truncate(8 << 30)  # no space on the disk, and many seconds to pack
+        file.truncate(8 << 30)  # sparse: uses no disk space, but takes many seconds to pack
     environment = {"RAY_WORKLOAD_ADDRESS": "http://127.0.0.1:9", "TMPDIR": str(temporary)}
     with started("submit", "--", "true", cwd=work, env=environment) as client:
         until(lambda: any(path.is_file() for path in temporary.rglob("*")), 30)
@@ -161,7 +161,7 @@ def test_leaving_while_the_network_is_down_says_that_the_job_may_still_run(
                 read_to(client.stderr, b"press Ctrl-C again")
                 client.send_signal(signal.SIGINT)
             read_to(client.stderr, b"stopping the job")
-            time.sleep(0.5)  # the stop has been tried
+            time.sleep(0.5)  # for the client to attempt the stop
             client.send_signal(signal.SIGINT)
             _, errors = client.communicate(timeout=30)
             assert client.returncode == 75, errors

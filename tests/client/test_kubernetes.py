@@ -1,6 +1,6 @@
-"""The target `kubernetes`, as far as it goes without a cluster: addresses, and what commands say of a bad login.
+"""The target `kubernetes` without a cluster: addresses, and the errors for a bad login.
 
-Logins themselves are in test_login.py, everything else is live, in tests/e2e.
+The logins themselves are tested in test_login.py, everything that needs a cluster in tests/e2e.
 """
 
 import base64
@@ -20,13 +20,13 @@ from client.kube import login
 from client.kube.api import Api
 from client.targets import kubernetes, resolve
 from tests.client.server import serving
-from tests.client.test_login import config as config  # other tests take it from here
+from tests.client.test_login import config as config  # imported by other tests
 from tests.conftest import Cli
 
 
 @pytest.fixture
 def closed() -> Iterator[str]:
-    """It is kept, without listening, so that nothing else gets it."""
+    """Yield a URL whose port stays bound but not listening, so that connections are refused."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"https://127.0.0.1:{taken.getsockname()[1]}"
@@ -135,7 +135,7 @@ def test_in_a_pod_the_ray_service_is_reached_without_a_proxy(tmp_path: Path, mon
     found = {"metadata": {"namespace": "team", "name": "ray"}, "spec": {"headGroupSpec": head}}
 
     def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
-        return 200, {}, json.dumps({"host": handler.headers["Host"]}).encode()  # of the API server and of Ray
+        return 200, {}, json.dumps({"host": handler.headers["Host"]}).encode()  # serves as the API server and as Ray
 
     def answer_as_proxy(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
         proxied.append(handler.path)
@@ -158,7 +158,7 @@ def test_in_a_pod_the_ray_service_is_reached_without_a_proxy(tmp_path: Path, mon
 
 
 def test_an_api_server_that_has_never_heard_of_ray(run: Cli, tmp_path: Path) -> None:
-    """It has no path for a group that is not defined, and answers as any web server would."""
+    """The path of an undefined API group gets a plain 404, like that of any web server."""
 
     def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
         if handler.path.startswith("/apis/ray.io"):
@@ -178,5 +178,5 @@ def test_an_api_server_that_has_never_heard_of_ray(run: Cli, tmp_path: Path) -> 
         done = run("doctor", "--address", "kubernetes", env=env)
         assert (done.returncode, done.stderr) == (1, b"")
         assert b"has no RayCluster resource definition" in done.stdout.splitlines()[-1]
-        done = run("list", env=env)  # unasked, it is passed over
+        done = run("list", env=env)  # without an address on the command line, the cluster is ignored
         assert (done.returncode, b"address embedded" in done.stderr) == (2, True), done.stderr

@@ -1,4 +1,4 @@
-"""The client's layers: who may import whom, and where errors live."""
+"""The client's layers: which module may import which, and where errors are defined."""
 
 import ast
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 LAYERS = ("cli", "doctor", "job", "chart", "targets", "upload", "ray_api", "kube")  # each imports only those after it
 BASE = ("errors", "http", "wait", "streams", "background")  # below all of them; these import only each other
-PUBLIC = ("", "__main__")  # the package itself names the public face, and `python -m client` is the command line
+PUBLIC = ("", "__main__")  # the package itself exports the Python API; `python -m client` is the command line
 MAX_LINES = 300
 FILES = {
     ".".join(path.relative_to(ROOT / "client").with_suffix("").parts).removesuffix("__init__").rstrip("."): path
@@ -20,9 +20,9 @@ FILES = {
 
 
 def imports(name: str, path: Path, *, runtime: bool = False) -> Iterator[str]:
-    """The modules of the client that a module imports, inside functions too.
+    """Yield the modules of the client that a module imports, including imports inside functions.
 
-    With `runtime`, without what only a type checker reads.
+    With `runtime`, skips imports for type checkers only.
     """
     package = ["client", *name.split(".")] if path.name == "__init__.py" else ["client", *name.split(".")][:-1]
     for node in _nodes(ast.parse(path.read_text()), runtime):
@@ -89,7 +89,7 @@ def test_a_module_is_short(name: str) -> None:
 
 
 def test_every_error_is_in_one_module() -> None:
-    """Whatever is raised for the user is a class of client/errors.py, with its own exit code."""
+    """Every error that users can see is a class in client/errors.py with its own exit code."""
     known = {n.name for n in ast.walk(ast.parse(FILES["errors"].read_text())) if isinstance(n, ast.ClassDef)}
     assert {"ClientError", "UsageError", "ContactLost"} <= known
     derived = {
@@ -105,7 +105,7 @@ def test_every_error_is_in_one_module() -> None:
 
 
 def test_the_reading_of_imports_sees_them_all(tmp_path: Path) -> None:
-    """The tests above show nothing if an import can hide."""
+    """The tests above prove nothing if `imports` misses an import."""
     path = tmp_path / "x.py"
     path.write_text(
         "from typing import TYPE_CHECKING\nimport client.errors\nfrom client.kube import login\nfrom . import wait\n"

@@ -1,6 +1,6 @@
-"""client/kube/login.py and kubeconfig.py: which context counts, and how each kind of user logs in.
+"""client/kube/login.py and kubeconfig.py: which context is used, and how each kind of user logs in.
 
-The API servers are ours. Logins at a real one are in tests/e2e/test_logins.py.
+These API servers are simulated. Logins to a real one are tested in tests/e2e/test_logins.py.
 """
 
 import base64
@@ -27,12 +27,12 @@ from tests.client.server import serving
 from tests.e2e._cutter import cutter
 
 SERVER = "https://127.0.0.1:6443"
-DECIMAL_LOOPBACK = "2130706433"  # 127.0.0.1, but no rule for loopback addresses knows it
+DECIMAL_LOOPBACK = "2130706433"  # 127.0.0.1 in a form that no rule for loopback addresses matches
 MINIKUBE = [{"name": "cluster_info", "extension": {"provider": "minikube.sigs.k8s.io", "version": "v1.36.0"}}]
 
 
 def config(folder: Path, server: str, user: dict[str, Any], context: str = "far", name: str = "config") -> Path:
-    """A kubeconfig of one context, whose cluster has the same name."""
+    """Write a kubeconfig with one context, whose cluster has the same name."""
     path = folder / name
     data = {
         "current-context": context,
@@ -45,7 +45,7 @@ def config(folder: Path, server: str, user: dict[str, Any], context: str = "far"
 
 
 def set_cluster(path: Path, **values: Any) -> None:
-    """Change the cluster of a kubeconfig."""
+    """Change the cluster in a kubeconfig."""
     data = yaml.safe_load(path.read_text())
     data["clusters"][0]["cluster"] |= {name.replace("_", "-"): value for name, value in values.items()}
     path.write_text(yaml.safe_dump(data))
@@ -71,7 +71,7 @@ def set_cluster(path: Path, **values: Any) -> None:
         ("kind-x", "kind-x", "https://34.1.2.3:6443", False),
         ("orbstack", "orbstack", "https://34.1.2.3", False),
         ("docker-desktop", "docker-desktop", "https://localhosts.example:6443", False),
-        ("minikube", "minikube", "https://192.168.49.2:8443", False),  # minikube marks what is its own
+        ("minikube", "minikube", "https://192.168.49.2:8443", False),  # without minikube's extension
         ("mankind-x", "mankind-x", "https://127.0.0.1:6443", False),
         ("gke_p_l_c", "gke_p_l_c", "https://34.1.2.3", False),
         ("kind-x", "kind-x", "https://[::1:6443", False),
@@ -112,7 +112,7 @@ def test_a_named_context_needs_no_current_one(
 
 
 def test_several_kubeconfigs_are_merged_as_kubectl_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a name in several files the first counts, whole; paths are relative to the file that they are in."""
+    """If several files define a name, the first definition is used; paths are relative to the file they are in."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "token").write_text(f"of-{folder}\n")
@@ -154,7 +154,7 @@ def test_a_cluster_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def header(login: kube.Login) -> str | None:
-    """The Authorization header of a request with this login."""
+    """Return the Authorization header of a request with this login."""
     import requests
 
     prepared = requests.Request("GET", login.server.url, auth=login.server.auth).prepare()
@@ -162,7 +162,7 @@ def header(login: kube.Login) -> str | None:
 
 
 def plugin(folder: Path, script: str) -> dict[str, Any]:
-    """A kubeconfig's user whose plugin is this shell script, which also counts its calls."""
+    """Return a kubeconfig user whose plugin is this shell script; the plugin also counts its calls."""
     path = folder / "login"
     path.write_text(f"#!/bin/sh\ncd {folder}\necho >> calls\n{script}\n")
     path.chmod(0o700)
@@ -176,7 +176,7 @@ def gives(token: str) -> str:
 
 
 def id_token() -> str:
-    """An OpenID Connect token that is not expired; nobody checks its signature."""
+    """Return an OpenID Connect token that has not expired; its signature is not checked."""
     claims = json.dumps({"exp": int(time.time()) + 86_400, "sub": "somebody"}).encode()
     parts = (b'{"alg":"none"}', claims, b"x" * 9)
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
@@ -230,7 +230,7 @@ def test_a_login_does_not_import_the_kubernetes_package(tmp_path: Path) -> None:
 
 
 def certificates(folder: Path, name: str = "server") -> dict[str, Any]:
-    """A CA without key identifiers, as old clusters have, a server's certificate by it, and the cluster of both."""
+    """Create a CA without key identifiers, as old clusters have, and a server certificate; return cluster values."""
     request = "[req]\ndistinguished_name=name\ndefault_bits=2048\n[name]\n"
     (folder / "ca.conf").write_text(f"{request}[ca]\nbasicConstraints=critical,CA:true\n")
     (folder / "san").write_text(f"subjectAltName=IP:127.0.0.1,DNS:{name}\nauthorityKeyIdentifier=none\n")
@@ -267,7 +267,7 @@ def test_a_notebooks_own_client_keeps_its_files(tmp_path: Path, monkeypatch: pyt
     from kubernetes import client
     from kubernetes import config as own
 
-    user = {"auth-provider": {"name": "oidc", "config": {"id-token": id_token()}}}  # uses the package
+    user = {"auth-provider": {"name": "oidc", "config": {"id-token": id_token()}}}  # uses the kubernetes package
     set_cluster(path := config(tmp_path, SERVER, user), **certificates(tmp_path))
     monkeypatch.setenv("KUBECONFIG", str(path))
     own.load_kube_config(str(path), client_configuration=(theirs := client.Configuration()))
@@ -279,7 +279,7 @@ def test_a_notebooks_own_client_keeps_its_files(tmp_path: Path, monkeypatch: pyt
 
 @contextmanager
 def temporary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder for temporary files."""
+    """Use an empty folder for temporary files."""
     (folder / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "tmp"))
     yield folder / "tmp"
@@ -347,7 +347,7 @@ def test_a_login_that_is_refused_is_asked_for_again_once(tmp_path: Path, monkeyp
         api = Api(kube.login("far"))
         assert (calls(), api.get("/version") is not None, calls()) == (1, True, 2)
         with pytest.raises(NotAuthorised):
-            api.get("/ray")  # Ray does not take its own token: that says nothing of the login
+            api.get("/ray")  # Ray refuses Ray's token: the login is still valid
         assert calls() == 2
         taken.clear()
         with pytest.raises(NotAuthorised, match="log in again"):
@@ -355,7 +355,7 @@ def test_a_login_that_is_refused_is_asked_for_again_once(tmp_path: Path, monkeyp
         assert calls() == 3
         (tmp_path / "login").unlink()
         with pytest.raises(Unreachable, match="the login plugin .*/login of context far cannot be run"):
-            api.get("/version")  # and callers try again
+            api.get("/version")  # callers retry
 
 
 # In a pod
@@ -389,7 +389,7 @@ def test_in_a_pod_the_api_server_is_reached_without_a_proxy(tmp_path: Path, monk
             set_cluster(path, **cluster)
             monkeypatch.setenv("KUBECONFIG", str(path))
             ask(kube.login("far"))
-            assert proxy.asked == [f"CONNECT {DECIMAL_LOOPBACK}:{port}"] * 2  # the proxy works
+            assert proxy.asked == [f"CONNECT {DECIMAL_LOOPBACK}:{port}"] * 2  # proves that the proxy works
             proxy.asked.clear()
             monkeypatch.setattr(kube, "_ACCOUNT", tmp_path)
             monkeypatch.setenv("KUBERNETES_SERVICE_HOST", DECIMAL_LOOPBACK)

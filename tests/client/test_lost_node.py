@@ -1,4 +1,4 @@
-"""A job whose node is gone: told at once, in the right words. The head is real; the node's death is played to us."""
+"""A job whose node is gone is reported at once. The head is real; a proxy simulates the loss of the node."""
 
 import json
 import time
@@ -22,7 +22,7 @@ CLOSED = "http://127.0.0.1:9"
 
 
 class Gone:
-    """What the head says of its node, once it is gone: its state, or that there is no such node."""
+    """The state that the head reports for its node once the node is gone; None: the node is not listed."""
 
     def __init__(self, state: str | None) -> None:
         self.state, self.is_gone = state, False
@@ -31,7 +31,7 @@ class Gone:
 
 @contextmanager
 def without_node(head: Target, gone: Gone) -> Iterator[str]:
-    """The head, whose agent and log cannot be read any more once its node is gone."""
+    """Serve the head through a proxy that hides its agent and log once the node is gone."""
 
     def answer(asked: Handler, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         path = asked.path.partition("?")[0]
@@ -43,7 +43,7 @@ def without_node(head: Target, gone: Gone) -> Iterator[str]:
             return status, headers, json.dumps(_nodes(json.loads(content), gone.state)).encode()
         if path.startswith("/api/jobs/") and asked.command == "GET":
             job = json.loads(content)
-            if isinstance(job, dict):  # an agent that is reached through us alone
+            if isinstance(job, dict):  # so that the agent can only be reached through this proxy
                 job["driver_agent_http_address"] = CLOSED
                 content = json.dumps(job).encode()
         return status, headers, content
@@ -54,7 +54,7 @@ def without_node(head: Target, gone: Gone) -> Iterator[str]:
 
 def _nodes(found: Any, state: str | None) -> Any:
     result = found["data"]["result"]
-    assert result["result"], "the head knows its node"
+    assert result["result"], "the head lists no node"
     result["result"] = [{**node, "state": state} for node in result["result"]] if state else []
     return found
 
@@ -109,7 +109,7 @@ def test_a_running_job_is_told_as_lost(head: Target, jobs: RayJobs, remote: dict
             began = time.monotonic()
             _, errors = client.communicate(timeout=60)
             assert client.returncode == 75, errors
-    assert time.monotonic() - began < 30, "Ray itself has ten seconds to find it out"
+    assert time.monotonic() - began < 30, "Ray itself detects it within ten seconds"
     assert errors.endswith(b"the node of job lost is gone, and the job is lost: submit it again\n")
     assert gone.asked["/api/v0/logs/file"] and gone.asked["/api/v0/nodes"]
     assert stop(head, jobs, "lost", 40).status == "STOPPED"

@@ -1,4 +1,4 @@
-"""client/cli/output.py: the bytes of a log, and Ctrl-C among them."""
+"""client/cli/output.py: writing the bytes of a log, interrupted by Ctrl-C."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.client.test_embedded import until
 
 @pytest.fixture
 def full_pipe() -> Iterator[tuple[TextIO, int, int]]:
-    """A full pipe that nobody reads: its end for a stdout, the other end, and how many bytes fill it."""
+    """Yield a full pipe that nobody reads: its write end as stdout, its read end, and the number of bytes in it."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     filled = os.write(writer, b"x" * (1 << 20))
@@ -34,7 +34,7 @@ def test_what_is_written_counts_though_ctrl_c_comes_meanwhile(
 
     def interrupt() -> None:
         nonlocal read
-        until(lambda: sink.offset == 3, 10)  # it has the log's bytes, and cannot write them
+        until(lambda: sink.offset == 3, 10)  # the sink has accepted the log's bytes but cannot write them
         os.kill(os.getpid(), signal.SIGINT)
         if handler is signal.SIG_IGN:
             read += os.read(reader, filled)

@@ -40,7 +40,7 @@ def _own_git_and_temp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 @pytest.fixture(params=["git", "walk"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A tree to upload: once a git repository, once not, for what must hold in both."""
+    """Return a folder to upload: once in a git repository, once outside of one."""
     tree = tmp_path / "tree"
     tree.mkdir()
     if request.param == "git":
@@ -84,7 +84,7 @@ def one_line(error: pytest.ExceptionInfo[UsageError]) -> str:
     return str(error.value)
 
 
-# What git rules
+# git's ignore rules
 
 
 def test_a_listing_says_path_source_and_size_sorted_by_path(root: Path) -> None:
@@ -265,7 +265,7 @@ def test_without_git_on_the_path_the_tree_is_walked(repo: Path, monkeypatch: pyt
     assert paths(listing(repo)) == [".gitignore", "a"]
 
 
-# .rayignore and excludes on top
+# .rayignore and excludes
 
 
 def test_rayignore_leaves_out_more(root: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_line_that_is_no_pattern_is_an_error(root: Path, line: str) -> None:
         listing(root, [line])
 
 
-# What never goes up
+# What is never uploaded
 
 
 def test_rays_default_excludes_stay_out_until_named(root: Path) -> None:
@@ -455,7 +455,7 @@ def test_secrets_that_are_ignored_anyway_are_not_reported(root: Path) -> None:
     assert found.withheld == ("id_rsa",)
 
 
-# Links, odd files, odd names
+# Links, special files, unusual names
 
 
 def test_a_link_to_a_file_stands_for_the_file(root: Path, tmp_path: Path) -> None:
@@ -536,7 +536,7 @@ except UsageError as error:
 
 
 def obey_permission_bits() -> None:
-    """Drops from root, for what is executed next, the capabilities that override permission bits."""
+    """Drop root's capabilities that override permission bits, for the next program that is executed."""
     if os.geteuid() == 0:
         drop_capability, override, read_search = 24, 1, 2
         libc = ctypes.CDLL(None, use_errno=True)
@@ -783,7 +783,7 @@ def test_a_file_that_grows_while_it_is_packed_is_sent_as_it_was_listed(root: Pat
             found = listing(root)
             (listed,) = (entry.size for entry in found.entries if entry.path == "train.log")
 
-            def see_it_grow(_: int) -> None:  # once per chunk read: the packing goes on only when the file has grown
+            def see_it_grow(_: int) -> None:  # called for each chunk; continues only when the file has grown
                 size = log.stat().st_size
                 wait_for(lambda: log.stat().st_size > size)
 
@@ -874,7 +874,7 @@ def test_over_the_limit_is_an_error_that_names_the_largest(root: Path) -> None:
     block = os.urandom(1024**2)
     with open(root / "big.bin", "wb") as file:
         for number in range(101):
-            file.write(block[number:] + block[:number])  # farther apart than deflate looks back
+            file.write(block[number:] + block[:number])  # repeats lie outside deflate's window
     for number in range(11):
         write(root, f"small{number:02}", text="x" * (number + 1))
     read: list[int] = []
@@ -959,7 +959,7 @@ def write_wheel(path: Path, text: str) -> None:
 
 @pytest.fixture
 def modules(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, a file and a wheel to give as py_modules, beside a working directory `job`."""
+    """Create a folder, a file and a wheel for py_modules, next to a working directory `job`."""
     write(root, "job/a.py", "lib/pkg/__init__.py", "lib/pkg/sub/deep.py", text="VALUE = 'folder'\n")
     write(root, "lib/pkg/.env", "lib/pkg/sub/tls.key", "lib/pkg/noise.tmp", "lib/pkg/__pycache__/x.pyc", "job/.env")
     write(root, "lib/single.py", text="VALUE = 'file'\n")
@@ -1002,7 +1002,7 @@ def test_a_gitignore_above_a_py_module_counts(repo: Path, monkeypatch: pytest.Mo
 
 
 class Store:
-    """Stands for Ray's GCS: the packages as the server would have them."""
+    """A stand-in for Ray's GCS that holds the packages."""
 
     def __init__(self, packed: Packed) -> None:
         self.content = {package.uri.encode(): package.path.read_bytes() for package in packed.packages}
@@ -1012,7 +1012,7 @@ class Store:
 
 
 def imported_through_ray(packed: Packed, folder: Path, expression: str) -> str:
-    """What a worker of Ray says, with the py_modules unpacked and put on its path by Ray's own plugin."""
+    """Return the output of a Ray worker for which Ray's own plugin has unpacked the py_modules."""
     from ray._private.runtime_env.context import RuntimeEnvContext
     from ray._private.runtime_env.py_modules import PyModulesPlugin
 

@@ -1,4 +1,4 @@
-"""The patterns of ignore files, compared with what git itself makes of them."""
+"""The patterns of ignore files match what they match in git."""
 
 import subprocess
 from pathlib import Path
@@ -39,7 +39,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def matched_by_git(root: Path, line: str) -> list[str]:
-    """The paths that a line matches themselves. As a `!` line, it does not decide for what is below a directory."""
+    """Return the paths that a line matches itself: a `!` line does not apply to the paths below a directory."""
     (root / ".git/info/exclude").write_text(f"!{line}\n" if not line.startswith("!") else f"{line}\n", newline="")
     command = ["git", "check-ignore", "--no-index", "--verbose", "-z", "--stdin"]
     every = [f"./{path.relative_to(root)}" for path in root.rglob("*") if ".git" not in path.parts]

@@ -1,4 +1,4 @@
-"""Jobs that wait for resources: what can never run is refused, what waits can be stopped."""
+"""Jobs that wait for resources: a job that can never run is refused, a pending job can be stopped."""
 
 import json
 import time
@@ -43,7 +43,7 @@ def test_an_impossible_job_is_refused_before_it_is_sent(run: Cli) -> None:
 
 
 def test_an_impossible_job_of_a_url_waits_and_can_be_stopped(run: Cli, remote: dict[str, str]) -> None:
-    """An autoscaler that cannot be seen from here may add a node."""
+    """An autoscaler, which the client cannot see, may add a node."""
     submitted = run("submit", "--detach", "--num-cpus", "1000", "--id", "big", "--", "true", env=remote)
     assert (submitted.returncode, submitted.stdout) == (0, b"big\n")
     assert b"the 1000 CPU that the driver asks for (a live node has " in submitted.stderr
@@ -70,10 +70,10 @@ def test_a_pending_job_is_stopped_and_never_runs(
     assert stop.returncode == 0, stop.stderr
     shown = json.loads(stop.stdout)
     assert (shown["status"], shown["exit_code"], shown["start_time"]) == ("STOPPED", 143, None)
-    assert {job.submission_id for job in jobs.list()} == before, "what ended it is not in the list"
+    assert {job.submission_id for job in jobs.list()} == before, "the job that stopped it is listed"
 
     go.touch()
-    # The next job that needs all CPUs gets them: had the stopped one kept its place, it would have run before.
+    # The next job that needs all CPUs gets them; if the stopped job were still pending, it would run first.
     after = run("submit", "--num-cpus", cpus, "--", "true", env=remote)
     assert after.returncode == 0, after.stderr
     assert jobs.get("waits").status == "STOPPED"

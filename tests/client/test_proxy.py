@@ -22,11 +22,11 @@ class Upstream(http.server.ThreadingHTTPServer):
     posts = 0
 
     def handle_error(self, *_: object) -> None:
-        """A connection that the proxy cut is no news."""
+        """Ignore errors: the proxy cuts connections on purpose."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the data: at /data with its length and ranges, at /chunked in chunks, at /close until the close."""
+    """Serves the data: /data with a length and ranges, /chunked in chunks, /close until the connection closes."""
 
     protocol_version = "HTTP/1.1"
     server: Upstream
@@ -111,7 +111,7 @@ def get(client: http.client.HTTPConnection, path: str, **headers: str) -> tuple[
 def raw_get(proxy: FaultProxy, path: str = "/data") -> socket.socket:
     sock = socket.socket()
     sock.settimeout(20)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # far from all of the data fits into it unread
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # much smaller than the data
     sock.connect(("127.0.0.1", proxy.port))
     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
     return sock
@@ -169,7 +169,7 @@ def test_cut_after_seconds(proxy: FaultProxy) -> None:
         with pytest.raises(ConnectionResetError):
             idle.recv(1)
     assert time.monotonic() - start >= 0.2
-    with raw_get(proxy) as unread:  # the proxy is blocked: the data is more than the sockets hold
+    with raw_get(proxy) as unread:  # the proxy blocks: the socket buffers cannot hold the data
         received = unread.recv(1000)
         wait_for(lambda: proxy.fired["cut_after_seconds"] == 2)
         with pytest.raises(ConnectionResetError):
@@ -201,7 +201,7 @@ def test_silent_after_bytes(proxy: FaultProxy) -> None:
         assert received == 100_000
         assert proxy.fired["silent_after_bytes"] == 1
         sock.settimeout(0.2)
-        with pytest.raises(TimeoutError):  # neither data nor an end
+        with pytest.raises(TimeoutError):  # neither data nor the end of the stream
             sock.recv(1)
         proxy.faults.cut_after_seconds = 0
         sock.settimeout(20)
@@ -215,7 +215,7 @@ def test_false_end(proxy: FaultProxy, client: http.client.HTTPConnection, path: 
     proxy.faults.false_end_bytes = size
     assert get(client, path) == (200, DATA[:size])
     assert proxy.fired["false_end_bytes"] == 1
-    proxy.faults.false_end_bytes = len(DATA)  # no body is longer than this
+    proxy.faults.false_end_bytes = len(DATA)  # no body is longer
     assert get(client, path) == (200, DATA)
     assert proxy.fired["false_end_bytes"] == 1
     assert proxy.fired["connections"] == (2 if path == "/close" else 1)

@@ -1,4 +1,4 @@
-"""client/kube/cluster.py on RayClusters that the operator at hand does not make; the API server is ours."""
+"""client/kube/cluster.py on RayClusters that the installed operator does not create; the API server is simulated."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ from tests.client.test_login import config
 CORE = "/api/v1/namespaces/team"
 CLUSTER = "/apis/ray.io/v1/namespaces/team/rayclusters/ray"
 API_SERVICE = {"spec": {"ports": [{"name": "agent", "port": 52365}]}}
-OPERATORS_SERVICE = {"spec": {"ports": [{"name": "dashboard", "port": 8265}]}}  # of a cluster that is named ray-api
+OPERATORS_SERVICE = {"spec": {"ports": [{"name": "dashboard", "port": 8265}]}}  # for a cluster named ray-api
 READY = [{"type": "Ready", "status": "True"}]
 HEAD = {"name": "h", "labels": {"ray.io/node-type": "head"}}
 
@@ -31,7 +31,7 @@ def ray_cluster(status: Object) -> Object:
 
 @contextmanager
 def api(objects: dict[str, Object], monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[tuple[Api, list[str]]]:
-    """An API server that has these, by their paths, and what it was asked."""
+    """Serve an API server with these objects, by path; yield an Api for it and the list of requested paths."""
     asked: list[str] = []
 
     def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -71,7 +71,7 @@ def test_the_service_of_a_cluster(
     found = ray_cluster({"head": status})
     with api({CLUSTER: found, **services}, monkeypatch, tmp_path) as (server, asked):
         assert Cluster(server, found).service == name
-    assert asked.count(f"{CORE}/services/ray-api") == 1  # what is not there is not asked for again
+    assert asked.count(f"{CORE}/services/ray-api") == 1  # a missing Service is requested only once
 
 
 @pytest.mark.parametrize("content", [b"SECRETPART1\nSECRETPART2", b"\xff\xfeSECRET", "SECRET\u00e4".encode()])

@@ -1,4 +1,4 @@
-"""README.md: what it shows is run."""
+"""Runs the examples in README.md."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
 
 
 def on_path() -> dict[str, str]:
-    """The environment of a user who has .venv/bin first."""
+    """Return an environment with .venv/bin first on PATH."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 

@@ -1,4 +1,4 @@
-"""Variables from mounted Secrets, run by a real shell."""
+"""Environment variables from mounted Secrets, set by a real shell."""
 
 import subprocess
 from pathlib import Path

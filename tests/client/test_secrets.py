@@ -1,4 +1,4 @@
-"""A token is in no command line, no output, no environment that a job sees, and in no file that others can read."""
+"""Tokens appear in no command line, no output, no environment of a job, and no file that others can read."""
 
 import os
 import stat
@@ -35,7 +35,7 @@ def folder() -> Iterator[Path]:
 
 
 def held(what: str) -> dict[int, bytes]:
-    """`cmdline` or `environ` of every process there is."""
+    """Return `cmdline` or `environ` of every process."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -50,7 +50,7 @@ def with_a_secret(contents: dict[int, bytes], secrets: set[bytes]) -> set[int]:
 
 
 class Watch:
-    """Collects every command line there ever is."""
+    """Collects the command lines of all processes while it is open."""
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
@@ -71,7 +71,7 @@ class Watch:
 
 
 def readable_with(folder: Path, secrets: set[bytes]) -> list[Path]:
-    """The files with a secret in them that others than their owner can open."""
+    """Return the files that contain a secret and that users other than their owner can open."""
     found = []
     for directory, _, names in os.walk(folder):
         for path in (Path(directory, name) for name in names):
@@ -105,9 +105,9 @@ def test_a_cold_head_shows_its_token_to_nobody(folder: Path, tmp_path: Path) -> 
             (tmp_path / "go").touch()
         out, err = client.communicate(timeout=60)
     assert client.returncode == 0
-    assert any(line.endswith(b"\0driver.py\0") for line in lines), "the driver was not looked at"
-    assert any(b"gcs_server" in line for line in lines), "the head was not looked at"
-    assert with_a_secret(environments, secrets) == {client.pid}, "only who was given it has it"
+    assert any(line.endswith(b"\0driver.py\0") for line in lines), "the driver was not checked"
+    assert any(b"gcs_server" in line for line in lines), "the head was not checked"
+    assert with_a_secret(environments, secrets) == {client.pid}, "a process has a token that it was not given"
     assert readable == []
     assert [line for line in watch.seen if any(secret in line for secret in secrets)] == []
     assert [secret for secret in secrets if secret in out + err] == []

@@ -1,4 +1,4 @@
-"""client/targets/stream.py, on real sockets."""
+"""client/kube/stream.py, on real sockets."""
 
 import json
 import select
@@ -13,12 +13,12 @@ STATUS = json.dumps({"status": "Success"}).encode()
 
 
 def frame(channel: int, data: bytes) -> bytes:
-    """A message of a server, unmasked."""
+    """Return an unmasked WebSocket message, as a server sends it."""
     return struct.pack("!BBH", 0x82, 126, len(data) + 1) + bytes([channel]) + data
 
 
 def _here(connection: socket.socket) -> int:
-    """How many bytes have come and are not read."""
+    """Return how many received bytes have not been read."""
     try:
         return len(connection.recv(1 << 20, socket.MSG_PEEK))
     except BlockingIOError:
@@ -36,13 +36,13 @@ def test_what_the_server_sent_is_read_though_it_takes_no_more() -> None:
         here = socket.create_connection(listener.getsockname())
         there, _ = listener.accept()
         said = b"".join(frame(1, PART) for _ in range(PARTS)) + frame(3, STATUS)
-        here.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # or as much as the kernel gives
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # the kernel may give less
         with there, Stream(here, "v5.channel.k8s.io") as stream:
             stream.send(0, b"unread")
             stream.write()
             there.sendall(said)
             until(lambda: _here(here) == len(said), 10)
-            there.close()  # with input that nobody has read: a reset
+            there.close()  # sends a reset, because there is unread input
             until(lambda: _events(here) & (select.POLLHUP | select.POLLERR), 10)
             stream.send(0, b"more")
             stream.write()

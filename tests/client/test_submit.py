@@ -1,4 +1,4 @@
-"""client/job and client/ray_api/jobs.py: a job is sent once, with just its files, and recorded for what it is."""
+"""client/job and client/ray_api/jobs.py: a job is submitted once, with its files only, and recorded correctly."""
 
 import gc
 import json
@@ -34,7 +34,7 @@ from tests.conftest import Cli
 
 @pytest.fixture
 def as_remote(remote: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The head seen as a remote one from an empty folder."""
+    """Use the head as a remote one, from an empty folder."""
     for name, value in remote.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def as_remote(remote: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def appends(file: Path) -> list[str]:
-    """A command that leaves a mark each time it runs."""
+    """Return a command that appends to a file each time it runs."""
     return ["sh", "-c", f"echo ran >> {file}"]
 
 
@@ -55,7 +55,7 @@ def arguments_of(head: Target, file: Path, submission_id: str) -> Mapping[str, A
 def test_a_lost_reply_does_not_run_the_job_twice(head: Target, tmp_path: Path) -> None:
     with via_proxy(head, None) as (through, dashboard, _):
         dashboard.faults.lose_replies = 2
-        assert RayJobs(through).submit(arguments_of(head, tmp_path / "ran", "lost-reply")), "it was we who submitted it"
+        assert RayJobs(through).submit(arguments_of(head, tmp_path / "ran", "lost-reply")), "not recognised as ours"
         assert dashboard.fired["lose_replies"] == 2
     assert Job("lost-reply", head, ExitStack()).wait().exit_code == 0
     assert (tmp_path / "ran").read_text() == "ran\n"
@@ -190,7 +190,7 @@ def test_the_python_api_in_a_running_event_loop_on_a_ray_of_its_own(tmp_path: Pa
         "async def main():\n"
         "    job = client.submit(command=['sh', '-c', 'echo hi; exit 6'], address='embedded')\n"
         "    print(job.target.ends_with_us, job.wait().exit_code)\n"
-        "    client.submit(command=['sleep', '60'], address='embedded')\n"  # and leave without a wait
+        "    client.submit(command=['sleep', '60'], address='embedded')\n"  # not waited for
         "asyncio.run(main())\n"
     )
     (tmp_path / "notebook.py").write_text(code)
@@ -233,8 +233,8 @@ def test_a_reply_that_never_comes_is_not_called_unreachable(head: Target, tmp_pa
 def test_the_agent_is_used_on_the_dashboards_host_and_scheme_only() -> None:
     url = "https://10.0.0.5:8265"
     assert same_host_agent(url, "https://10.0.0.5:52365") == "https://10.0.0.5:52365"
-    assert same_host_agent(url, "http://10.0.0.5:52365") is None, "the token would go out in clear"
-    assert same_host_agent(url, "https://10.0.0.6:52365") is None, "it may be a stranger's"
+    assert same_host_agent(url, "http://10.0.0.5:52365") is None, "the token would be sent in clear text"
+    assert same_host_agent(url, "https://10.0.0.6:52365") is None, "the host may belong to someone else"
 
 
 def test_a_closed_agent_leaves_the_dashboards_way(head: Target, jobs: RayJobs) -> None:

@@ -1,4 +1,4 @@
-"""A job's --timeout: only a timeout is one, whatever the driver's own exit code is and however long it waited."""
+"""A job's --timeout: reported only if it ended the driver, whatever the driver's exit code and waiting time are."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def _something_to_upload(tmp_path: Path) -> None:
 
 
 def exit_code(driver: str, seconds: float, cwd: Path) -> int:
-    """The exit code of a job's command line, run by a shell as Ray runs it; negative for a signal."""
+    """Return the exit code of a job's command line, run by a shell as Ray does; negative for a signal."""
     line = submission.command_line(Request(command=["sh", "-c", driver], timeout=seconds, working_dir=cwd), Runtime())
     return subprocess.run(line, shell=True, cwd=cwd, timeout=30, check=False).returncode
 
@@ -96,7 +96,7 @@ def test_a_driver_that_waited_and_ends_with_a_timeouts_code_is_no_timeout(
         assert shown["end_time"] - shown["start_time"] < 3000
         rows = run("list", "--limit", "1000", env=remote).stdout.decode().splitlines()
         (row,) = (row.split("\t") for row in rows if row.startswith(f"{name}\t"))
-        assert int(row[4]) >= 5 and int(row[5]) < 3, "waited, and ran"
+        assert int(row[4]) >= 5 and int(row[5]) < 3, "the waiting time and the run time"
 
 
 def test_a_stop_of_a_job_with_a_timeout_is_a_stop(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_stop_of_a_job_with_a_timeout_is_a_stop(run: Cli, remote: dict[str, st
         output, errors = client.communicate(timeout=30)
         assert client.returncode == 143, errors
     assert (stop.returncode, json.loads(stop.stdout)["status"]) == (0, "STOPPED")
-    assert output == b"asked to end\n", "the driver could end in its own way"
+    assert output == b"asked to end\n", "the driver did not handle the signal"
     assert b"job limited was stopped after " in errors
 
 
@@ -143,7 +143,7 @@ def test_every_duration_takes_a_unit(command: list[str], run: Cli) -> None:
     for given in ("2s", "1m", "0.1h", "90"):
         done = run(*(word.format(given) for word in command), env=NOWHERE)
         assert b"is not a duration" not in done.stderr
-        assert done.returncode != 0 and not done.stderr.startswith(b"Usage:"), "it comes to the next question"
+        assert done.returncode != 0 and not done.stderr.startswith(b"Usage:"), "the duration was accepted"
     done = run(*(word.format("2 days") for word in command), env=NOWHERE)
     assert done.returncode == 2
     assert b"'2 days' is not a duration like 90s, 15m or 2h" in done.stderr
