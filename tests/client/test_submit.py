@@ -309,7 +309,7 @@ def test_a_job_as_a_context_manager_and_a_wait_that_runs_out(as_remote: Path) ->
 
 
 def test_the_python_api_changes_nothing_in_its_process(as_remote: Path) -> None:
-    """Neither while it works, in whichever thread, nor afterwards."""
+    """Neither during a submit, in any thread, nor afterwards."""
     code = """
 import gc, sys, warnings
 import ray.job_submission

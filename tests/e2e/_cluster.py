@@ -1,4 +1,4 @@
-"""A small cluster of the chart, and what is asked of its pods: for the tests of network, ports and placement."""
+"""Installs a small cluster and queries its pods, for the tests of network, ports and placement."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ SMALL = [
     "api.nodePort=null",
     *(f"{part}.resources.requests.cpu=100m" for part in ("kuberay-operator", "ray-cluster.head", "ray-cluster.worker")),
 ]
-# In a pod: the TCP ports that something listens on, but not on loopback alone.
+# Runs in a pod: the TCP ports with a listener, except those that listen only on loopback.
 LISTENING = """
 def listening():
     found = set()
@@ -29,7 +29,7 @@ def listening():
 
 @contextlib.contextmanager
 def started(*command: str) -> Iterator["subprocess.Popen[str]"]:
-    """A command that runs beside the test, and ends with it."""
+    """Run a command in the background until the end of the block."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=user_environment(), stdin=pipe, stdout=pipe, text=True) as process:
         try:
@@ -39,7 +39,7 @@ def started(*command: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 def tiny_pod(name: str, where: str, *command: str, labels: dict[str, str] | None = None) -> Object:
-    """Of the same image, so that nothing is pulled; it ends at once."""
+    """Return a pod with the tests' image, so that nothing is pulled; when it is deleted, it ends at once."""
     container = {
         "name": "main",
         "image": IMAGE,
@@ -53,12 +53,12 @@ def tiny_pod(name: str, where: str, *command: str, labels: dict[str, str] | None
 
 
 def run_pods(*pods: Object) -> None:
-    """Until each is ready."""
+    """Create pods and wait until they are ready."""
 
     def accepted() -> bool:
         given = json.dumps({"apiVersion": "v1", "kind": "List", "items": pods})
         done = kubectl("apply", "-f", "-", input=given, check=False)
-        assert not done.returncode or "serviceaccount" in done.stderr, done.stderr  # of a namespace that is new
+        assert not done.returncode or "serviceaccount" in done.stderr, done.stderr  # a new namespace has no account yet
         return not done.returncode
 
     until("pods are accepted", accepted)
@@ -78,27 +78,27 @@ class Cluster:
         return list(get("pods", "-n", self.namespace, "-l", selector)["items"])
 
     def name(self, kind: str) -> str:
-        """Of the head, or of the one worker."""
+        """Return the name of the head's pod, or of the only worker's pod."""
         (one,) = self.pods(kind)
         return str(one["metadata"]["name"])
 
     def python(self, pod: str, code: str, *args: str) -> str:
-        """What the code prints in this pod."""
+        """Run Python code in a pod and return its output."""
         return kubectl("exec", "-n", self.namespace, pod, "--", "python", "-c", code, *args, timeout=120).stdout
 
     def listening(self, pod: str) -> set[int]:
-        """The ports that are open to others on this pod."""
+        """Return the ports of a pod that accept connections from other pods."""
         return set(json.loads(self.python(pod, LISTENING + "print(listening())")))
 
     def wait(self) -> None:
-        """Until head and workers are ready."""
+        """Wait until the head and the workers are ready."""
         ready = ("--for=condition=RayClusterProvisioned", "raycluster/ray", "--timeout=3m")
         kubectl("wait", "-n", self.namespace, *ready, timeout=200)
 
 
 @contextlib.contextmanager
 def new_cluster(purpose: str, *sets: str, values: Sequence[str] = ()) -> Iterator[Cluster]:
-    """In a namespace of its own. Whether Ray is ready is not waited for."""
+    """Install a cluster in a new namespace. Does not wait until Ray is ready."""
     with new_namespace(purpose) as where:
         yield install(where, *sets, values=values)
 

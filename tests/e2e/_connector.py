@@ -1,6 +1,6 @@
-"""Try addresses again and again, in a pod: `HOST PORT` lines on stdin add one; at their end it prints what it saw.
+"""Connects to addresses repeatedly, from a pod. Each `HOST PORT` line on stdin adds one; at EOF, prints the results.
 
-It ends by itself after a time, and tries nothing that it was not told.
+It ends after SECONDS at the latest, and connects only to the given addresses.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ def say(*words: object) -> None:
 
 
 async def attempt(address: tuple[str, int]) -> bool:
-    """One connection."""
+    """Try to connect once. Returns whether it succeeded."""
     with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as connection:
         connection.setblocking(False)
         try:
@@ -30,7 +30,7 @@ async def attempt(address: tuple[str, int]) -> bool:
 
 
 async def target(address: tuple[str, int], end: float) -> None:
-    """Go on trying this one, whatever comes of each attempt."""
+    """Try one address at every INTERVAL, regardless of the results."""
     connects, running, due = list[float](), set[asyncio.Task[None]](), time.monotonic()
     started = ended = 0
     seen = tried["{} {}".format(*address)] = {"connects": connects, "first": time.time()}
@@ -55,7 +55,7 @@ async def target(address: tuple[str, int], end: float) -> None:
 
 
 async def main() -> None:
-    """Until stdin ends."""
+    """Read addresses until stdin ends."""
     lines, targets = asyncio.StreamReader(), dict[str, asyncio.Task[None]]()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     end = time.monotonic() + SECONDS

@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections can be cut, all at once."""
+"""A TCP proxy that can cut all its connections at once."""
 
 import contextlib
 import socket
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 
 class Cutter:
-    """Passes bytes on to one address, wherever a client of an HTTP proxy wants to be connected."""
+    """Forwards all connections to one address; with `is_proxy`, also the CONNECT requests of an HTTP proxy's clients."""
 
     def __init__(self, upstream: tuple[str, int], *, is_proxy: bool = False) -> None:
-        self.asked: list[str] = []  # where to, by clients of the proxy
+        self.asked: list[str] = []  # the CONNECT requests
         self._upstream, self._is_proxy = upstream, is_proxy
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -19,7 +19,7 @@ class Cutter:
         self._thread.start()
 
     def cut(self) -> int:
-        """End every connection. Returns how many there were."""
+        """Close every connection. Returns their number."""
         sockets, self._open = self._open, []
         alive = 0
         for each in sockets:

@@ -1,4 +1,4 @@
-"""The release `ray` over its life, and jobs on its cluster by Ray's own client through the API server's proxy."""
+"""Installs and upgrades the release `ray`, and runs jobs with Ray's own client through the API server's proxy."""
 
 import base64
 import os
@@ -18,7 +18,7 @@ from tests.e2e._cluster import SMALL
 from tests.e2e.conftest import CHART, IMAGE, Done, Object, get, helm, state, until, user_environment
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-# What fits a small node beside the clusters of others, and takes no port of it.
+# So that the cluster fits on a small node next to other clusters, and uses no node port.
 VALUES = [f"{CHART}/values-local.yaml"]
 
 
@@ -41,13 +41,13 @@ def upgrade_command(namespace: str, *sets: str, image: str = IMAGE, values: Sequ
 
 
 def pods(namespace: str) -> list[Object]:
-    """Of the cluster, but those that are on their way out."""
+    """Return the cluster's pods, except those that are being deleted."""
     found = get("pods", "-n", namespace, "-l", "ray.io/cluster=ray")["items"]
     return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
 
 
 def uids(namespace: str) -> dict[str, str]:
-    """Of the pods, by their names."""
+    """Return the UIDs of the pods, by name."""
     return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods(namespace)}
 
 
@@ -61,7 +61,7 @@ def ray_cluster(namespace: str) -> Object:
 
 
 def wait_ready(namespace: str, *, count: int = 2, without: Sequence[str] = (), timeout: float = 120) -> None:
-    """Until so many pods are ready, none of them with one of these UIDs, and the operator says that the cluster is."""
+    """Wait until `count` pods with UIDs not in `without` are ready, and the operator reports the cluster as ready."""
 
     def is_ready() -> bool:
         found = pods(namespace)
@@ -74,7 +74,7 @@ def wait_ready(namespace: str, *, count: int = 2, without: Sequence[str] = (), t
 
 
 def stays(what: str, seen: Any, wanted: object, seconds: float = 5) -> None:
-    """It is so now, and all the time in which the operator would have changed it (it does within 2 s)."""
+    """Assert that a value stays as wanted for `seconds`; the operator would change it within 2 s."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert (found := seen()) == wanted, f"{what}: {found}, and not {wanted}"
@@ -88,7 +88,7 @@ def token_of(namespace: str) -> str:
 
 @dataclass(frozen=True)
 class Login:
-    """To the API server: the kubeconfig's, or with its `bearer` that of an account."""
+    """A login to the API server: the kubeconfig's, or a service account's if there is a `bearer` token."""
 
     url: str
     ca: str | bool
@@ -108,11 +108,11 @@ class Login:
         return Login(self.url, self.ca, None, {"Authorization": f"Bearer {bearer}"})
 
     def at(self, namespace: str, kind: str = "services", name: str = "http:ray-api:8265") -> str:
-        """The way to a Service or pod."""
+        """Return the URL of a Service or pod behind the API server's proxy."""
         return f"{self.url}/api/v1/namespaces/{namespace}/{kind}/{name}/proxy"
 
     def ask(self, method: str, url: str, ray_token: str = "", json: object = None) -> requests.Response:
-        """One request to the API server, or through it to Ray."""
+        """Send a request to the API server, or through it to Ray."""
         headers = self.headers | ({"X-Ray-Authorization": f"Bearer {ray_token}"} if ray_token else {})
         url = url if "://" in url else self.url + url
         return requests.request(
@@ -120,7 +120,7 @@ class Login:
         )
 
     def jobs(self, namespace: str, token: str) -> Any:
-        """Ray's client; its requests come with our certificate, which it does not know of."""
+        """Return Ray's client; its requests use this login's certificate."""
         headers = {**self.headers, "X-Ray-Authorization": f"Bearer {token}"}
         send = partialmethod(JobSubmissionClient._do_request, cert=self.certificate)
         with_certificate = type("WithCertificate", (JobSubmissionClient,), {"_do_request": send})
@@ -132,7 +132,7 @@ def submit(jobs: Any, code: str, **more: Any) -> str:
 
 
 def wait_job(jobs: Any, job: str, namespace: str, wanted: str = "SUCCEEDED", timeout: float = 90) -> str:
-    """The log of a job that ended as it should, or that has come as far as it should."""
+    """Wait until a job has the wanted status, and return its log."""
     seen = until(
         f"job {job} is {wanted}",
         lambda: found if (found := str(jobs.get_job_status(job).value)) in (*ENDED, wanted) else None,

@@ -1,19 +1,19 @@
-"""The chart on a real cluster: the one of the current context of the user's kubeconfig.
+"""The end-to-end tests use a real cluster: the current context of the user's kubeconfig.
 
-For the tests, all by `from tests.e2e.conftest import ...`:
+Tests can import these from tests.e2e.conftest:
 
-- `IMAGE`, `NEXT_IMAGE` (the same content, to upgrade to), `REDIS_IMAGE`: from the environment variables of these names,
-  else those of `ci/kind images --e2e`. `HELM4`: a second helm by the variable of this name, or None. `CHART`: its path.
-- `kubectl(*args, input=None, check=True, timeout=60)`, `helm(*args, ..., tool="helm")`: a CompletedProcess with text;
-  with `check`, an exit code other than 0 is a failure that shows what was said. They run in the project's folder.
-- `get(*args)`: what `kubectl get` has, parsed. `apply(*manifests)`.
-- `until(what, found, timeout=60, namespace=None)`: the first true answer of `found`, polled, else a failure that shows
-  pods and events.
-- `new_namespace(purpose, restricted=False)`: a context manager, for releases that are shared; the fixture `namespace`
-  is one for a single test. Either way everything in it is gone at the end of all tests, and shown where a test fails.
-- `inventory(namespace)`: all that is there, cluster-scoped objects that name it included.
-- `unproved(what)`: skip, for what this cluster cannot prove; it stands in the summary. Where the environment has
-  E2E_UNPROVED, a regular expression, only what it matches may be skipped.
+- `IMAGE`, `NEXT_IMAGE` (the same content, for upgrades), `REDIS_IMAGE`: the values of these environment variables, by
+  default the images of `ci/kind images --e2e`. `HELM4`: a second helm from this variable, or None. `CHART`: the path.
+- `kubectl(*args, input=None, check=True, timeout=60)`, `helm(*args, ..., tool="helm")`: run in the project's folder and
+  return a CompletedProcess with text; with `check`, a non-zero exit code fails the test and shows the output.
+- `get(*args)`: the parsed output of `kubectl get`. `apply(*manifests)`.
+- `until(what, found, timeout=60, namespace=None)`: polls `found` and returns its first true result; at the timeout,
+  fails with the pods and events of the namespace.
+- `new_namespace(purpose, restricted=False)`: a context manager, for releases that tests share; the fixture `namespace`
+  creates one for a single test. A failed test shows what is in the namespace; all are deleted after the last test.
+- `inventory(namespace)`: the objects in a namespace, and the cluster-scoped objects that name it.
+- `unproved(what)`: skips a test that this cluster cannot run; the summary lists it. If the environment variable
+  E2E_UNPROVED is set, a regular expression, the test fails unless `what` matches it.
 """
 
 import contextlib
@@ -34,32 +34,32 @@ import pytest
 
 from tests.conftest import ROOT, own_environment
 
-sys.modules["tests.e2e.conftest"] = sys.modules[__name__]  # who imports from here meets the same namespaces
+sys.modules["tests.e2e.conftest"] = sys.modules[__name__]  # so that imports share this module's namespaces
 
 T = TypeVar("T")
 Done = subprocess.CompletedProcess[str]
 Object = dict[str, Any]
 CHART = "charts/ray-workload"
-TOOLS = ROOT / "build" / "tools"  # where `make` builds helm, if there is none
+TOOLS = ROOT / "build" / "tools"  # `make` builds helm there if none is installed
 IMAGE = os.environ.get("IMAGE", "ray-workload:dev")
 NEXT_IMAGE = os.environ.get("NEXT_IMAGE", "ray-workload:next")
 REDIS_IMAGE = os.environ.get("REDIS_IMAGE", "ray-workload-redis:dev")
 HELM4 = os.environ.get("HELM4") or None
-# Read before the tests get a home of their own: kubeconfigs may run programs that look for a login in the user's home.
+# Read before the tests change HOME: the login programs of a kubeconfig may need the user's home.
 _HOME = str(Path.home())
 _KUBECONFIG = os.environ.get("KUBECONFIG") or f"{_HOME}/.kube/config"
 _UPSTREAM = os.environ.get("RAY_WORKLOAD_UPSTREAM") or f"{_HOME}/.cache/ray-workload/upstream"
 _LABEL = "ray-workload/e2e"
 _RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
-_END = float(os.environ.get("E2E_END", "inf"))  # in seconds since 1970
+_END = float(os.environ.get("E2E_END", "inf"))  # Unix time in seconds
 _REMOVERS = ThreadPoolExecutor()
 _alive: list[str] = []
 _removing: list[Future[None]] = []
-_SLOW = ("events", "componentstatuses", "namespaces")  # or of no interest
+_SLOW = ("events", "componentstatuses", "namespaces")  # or not relevant
 
 
 def user_environment() -> dict[str, str]:
-    """The tests' environment, but the user's home, where a kubeconfig's login may be; helm's own files do not."""
+    """Return the tests' environment with the user's home, which kubeconfig logins may need; helm does not use it."""
     folder = os.environ["HOME"]
     helm_homes = {f"HELM_{part}_HOME": f"{folder}/helm/{part.lower()}" for part in ("CACHE", "CONFIG", "DATA")}
     return {**os.environ, "HOME": _HOME, "KUBECACHEDIR": f"{folder}/kube", **helm_homes}
@@ -72,7 +72,7 @@ def run(
     timeout: float = 60,
     env: Mapping[str, str] | None = None,
 ) -> Done:
-    """A command in the project's folder; `env` comes on top of the environment."""
+    """Run a command in the project's folder; `env` extends the environment."""
     env = user_environment() | dict(env or {})
     done = subprocess.run(
         command, cwd=ROOT, env=env, input=input, capture_output=True, text=True, timeout=timeout, check=False
@@ -91,7 +91,7 @@ def helm(*args: str, input: str | None = None, check: bool = True, timeout: floa
 
 
 def get(*args: str) -> Any:
-    """What kubectl has of it."""
+    """Return the parsed output of `kubectl get`."""
     return json.loads(kubectl("get", *args, "-o", "json").stdout)
 
 
@@ -100,14 +100,14 @@ def apply(*manifests: Object) -> None:
 
 
 def state(namespace: str) -> str:
-    """What is there, and what was said of it, for a failure's text."""
+    """Return the objects and events of a namespace, for the message of a failure."""
     all_ = kubectl("get", "all,raycluster,rayjob,job", "-n", namespace, "-o", "wide", check=False)
     events = kubectl("get", "events", "-n", namespace, "--sort-by=.lastTimestamp", check=False)
     return "\n".join(part.stdout or part.stderr for part in (all_, events))
 
 
 def until(what: str, found: Callable[[], T | None], timeout: float = 60, namespace: str | None = None) -> T:
-    """The first true answer."""
+    """Poll until `found` returns a true value, and return the value."""
     end = time.monotonic() + timeout
     while not (answer := found()):
         if time.monotonic() > end:
@@ -117,7 +117,7 @@ def until(what: str, found: Callable[[], T | None], timeout: float = 60, namespa
 
 
 def unproved(what: str) -> NoReturn:
-    """Say that this cluster, or what is installed here, cannot prove it."""
+    """Skip or fail a test that needs something this cluster or its image does not have."""
     if re.search(os.environ.get("E2E_UNPROVED", ""), what):
         pytest.skip(f"NOT PROVED: {what}")
     pytest.fail(f"NOT PROVED: {what}", pytrace=False)
@@ -125,7 +125,7 @@ def unproved(what: str) -> NoReturn:
 
 @contextlib.contextmanager
 def new_namespace(purpose: str, restricted: bool = False) -> Iterator[str]:
-    """One of the tests' own, deleted with all that is in it, releases first so that nothing waits for its operator."""
+    """Create a namespace; delete it at the end, releases first, so that no object waits for a deleted operator."""
     name = f"rwt-{purpose}-{secrets.token_hex(3)}"
     labels = {_LABEL: "true", **(_RESTRICTED if restricted else {})}
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -138,7 +138,7 @@ def new_namespace(purpose: str, restricted: bool = False) -> Iterator[str]:
 
 
 def remove(namespace: str) -> None:
-    """Beside the tests that follow: a head whose job runs takes half a minute to end."""
+    """Delete a namespace in the background: a head with a running job takes half a minute to end."""
 
     def go_on() -> None:
         for release in helm("list", "-aq", "-n", namespace).stdout.split():
@@ -165,9 +165,9 @@ def _kinds(namespaced: bool) -> str:
 
 
 def inventory(namespace: str) -> set[str]:
-    """Every object in it as Kind/name, but events and what Kubernetes puts into each, and cluster-scoped ones of it.
+    """Return as Kind/name the objects in a namespace, except events and defaults, and its cluster-scoped objects.
 
-    Whatever a release owns names its namespace: Helm writes it into an annotation.
+    Every object of a release names the release's namespace in an annotation by Helm.
     """
     inside = get(_kinds(namespaced=True), "-n", namespace, "--ignore-not-found")["items"]
     outside = [o for o in get(_kinds(namespaced=False))["items"] if json.dumps(namespace) in json.dumps(o)]
@@ -176,7 +176,7 @@ def inventory(namespace: str) -> set[str]:
 
 
 def _what_is_missing() -> str | None:
-    """One line that says what to do."""
+    """Return one line that says what is missing and how to fix it, or None."""
     for tool, where in (("kubectl", "https://kubernetes.io/docs/tasks/tools"), ("helm", "run `make charts`")):
         if not shutil.which(tool):
             return f"{tool} is not on PATH: {where}"
@@ -196,7 +196,7 @@ def _what_is_missing() -> str | None:
 
 
 def _missing_images() -> set[str]:
-    """Those that a pod does not start from."""
+    """Return the images that cannot be started in a pod."""
     images = {"image": IMAGE, "next": NEXT_IMAGE, "redis": REDIS_IMAGE}
     containers = [
         {"name": name, "image": image, "imagePullPolicy": "IfNotPresent", "command": ["true"]}
@@ -209,7 +209,7 @@ def _missing_images() -> set[str]:
         apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
         def told() -> dict[str, bool] | None:
-            """Which could be run, once it is known of each."""
+            """Return for each image whether it ran, or None until all are known."""
             seen = {}
             for status in get("pod", "images", "-n", name)["status"].get("containerStatuses", ()):
                 waiting = status["state"].get("waiting", {}).get("reason", "")
@@ -221,7 +221,7 @@ def _missing_images() -> set[str]:
 
 
 def _use_cluster() -> None:
-    """The user's cluster, in an environment of the tests' own."""
+    """Make the user's cluster available in the tests' environment."""
     separated = [str(Path(part).absolute()) for part in _KUBECONFIG.split(os.pathsep) if part]
     os.environ["KUBECONFIG"] = os.pathsep.join(separated)
     os.environ["RAY_WORKLOAD_UPSTREAM"] = _UPSTREAM
@@ -229,13 +229,13 @@ def _use_cluster() -> None:
 
 
 def _check_cluster() -> None:
-    """Where tests cannot run, one line, and no test."""
+    """If the tests cannot run here, exit with one line."""
     if missing := _what_is_missing():
         pytest.exit(f"tests/e2e: {missing}", returncode=4)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Where tests run in several processes, check the cluster once, before there are any."""
+    """If the tests run in several processes, check the cluster once, before they start."""
     if session.config.getoption("numprocesses", None):
         with own_environment():
             _use_cluster()
@@ -244,7 +244,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment(environment: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A home of the tests' own as everywhere, but the user's cluster."""
+    """Use the tests' own environment, as all tests do, but with the user's cluster."""
     _use_cluster()
     if not hasattr(request.config, "workerinput"):
         _check_cluster()
@@ -254,9 +254,9 @@ def environment(environment: Path, request: pytest.FixtureRequest) -> Iterator[P
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Past E2E_END what is left fails at once: nothing is left out in silence."""
+    """After E2E_END, fail the remaining tests at once, so that none is skipped silently."""
     if time.time() > _END:
-        pytest.fail("not reached: the time for these tests was over (E2E_END)", pytrace=False)
+        pytest.fail("not run: the time limit of the tests was reached (E2E_END)", pytrace=False)
     if item.get_closest_marker("alone"):
         _wait_removed()
 
