@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Cutter:
-    """Forwards all connections to one address; with `is_proxy`, also the CONNECT requests of an HTTP proxy's clients."""
+    """Forwards all connections to one address; with `is_proxy`, it is an HTTP proxy that ignores the asked host."""
 
     def __init__(self, upstream: tuple[str, int], *, is_proxy: bool = False) -> None:
         self.asked: list[str] = []  # the CONNECT requests

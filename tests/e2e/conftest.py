@@ -111,7 +111,7 @@ def until(what: str, found: Callable[[], T | None], timeout: float = 60, namespa
     end = time.monotonic() + timeout
     while not (answer := found()):
         if time.monotonic() > end:
-            pytest.fail(f"not in {timeout:g} s: {what}\n{state(namespace) if namespace else ''}")
+            pytest.fail(f"not within {timeout:g} s: {what}\n{state(namespace) if namespace else ''}")
         time.sleep(0.25)
     return answer
 
@@ -185,12 +185,12 @@ def _what_is_missing() -> str | None:
     try:
         reached = kubectl("get", "nodes", "--request-timeout=15s", check=False)
     except subprocess.TimeoutExpired:
-        return f"the cluster of {_KUBECONFIG} does not answer: start it, or name another in KUBECONFIG"
+        return f"the cluster of {_KUBECONFIG} does not answer: start it, or set KUBECONFIG to another one"
     if reached.returncode:
         said = reached.stderr.strip().splitlines() or ["nothing"]
-        return f"no cluster: run `ci/kind create`, or name yours in KUBECONFIG ({_KUBECONFIG} gives: {said[-1]})"
+        return f"no cluster: run `ci/kind create`, or set KUBECONFIG to yours ({_KUBECONFIG}: {said[-1]})"
     if missing := _missing_images():
-        whose = "or name yours in IMAGE, NEXT_IMAGE, REDIS_IMAGE"
+        whose = "or set IMAGE, NEXT_IMAGE and REDIS_IMAGE to yours"
         return f"the cluster cannot run {' '.join(sorted(missing))}: run `ci/kind images --e2e`, {whose}"
     return None
 

@@ -1,6 +1,6 @@
-"""A driver that asks for a kind of GPU, on a group that has no pod until then: Ray's autoscaler makes one.
+"""A job requests a type of GPU from a group without pods: Ray's autoscaler creates a pod.
 
-The GPU is one of Ray's bookkeeping alone (`num-gpus`), which is all that the way to it needs.
+The GPU exists only in Ray's resource accounting (`num-gpus`), which is enough for this test.
 """
 
 import json

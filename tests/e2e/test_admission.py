@@ -1,4 +1,4 @@
-"""What the API server says to each object of the chart, in a namespace that enforces Pod Security `restricted`."""
+"""The API server accepts each object of the chart, in a namespace that enforces Pod Security `restricted`."""
 
 import json
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ FILES = [
     *(f"{CHART}/values-{name}.yaml" for name in ("local", "gke")),
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("ci/values/*.yaml")),
 ]
-CUSTOM = {"PodMonitor", "PodMonitoring"}  # kinds of operators that a cluster may not have
-FREE = ["--set", "api.nodePort=null"]  # another release may have it
+CUSTOM = {"PodMonitor", "PodMonitoring"}  # kinds whose CRDs a cluster may not have
+FREE = ["--set", "api.nodePort=null"]  # another release may use the port
 OPERATOR_ALONE = ["--set", "ray-cluster.enabled=false,kuberay-operator.singleNamespaceInstall=true"]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[str]:
-    """Where nothing is but an account for the pods; the CRDs are there, and stay as they do behind every release."""
+    """Yield a namespace with only a service account for the pods; install the CRDs, which remain, as they always do."""
     if kubectl("get", "crd", "rayclusters.ray.io", check=False).returncode:
         with new_namespace("crds") as name:
             helm("install", "ray", CHART, "-n", name, *OPERATOR_ALONE)
@@ -39,7 +39,7 @@ def rendered(namespace: str, *args: str) -> list[Object]:
 
 
 def pods_of(cluster: Object) -> Iterator[Object]:
-    """The pods that an operator makes of a RayCluster, as far as the chart says what is in them."""
+    """Yield the pods that an operator would create for a RayCluster, with what the chart defines of them."""
     spec = cluster["spec"]
     groups = {"head": spec["headGroupSpec"]} | {g["groupName"]: g for g in spec.get("workerGroupSpecs", ())}
     for name, group in groups.items():
@@ -55,7 +55,7 @@ def pods_of(cluster: Object) -> Iterator[Object]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: Path(file).stem or "values")
 def test_the_api_server_takes_each_object(namespace: str, file: str) -> None:
-    """No warning either, which is how it tells of pods that a Deployment or Job will not get."""
+    """There must be no warnings either: they report pods that a Deployment or Job could not create."""
     objects = rendered(namespace, *(["--values", file] if file else []))
     objects += [pod for o in objects if o["kind"] == "RayCluster" for pod in pods_of(o)]
     known = [o for o in objects if o["kind"] not in CUSTOM]
@@ -77,7 +77,7 @@ def test_only_the_monitors_may_be_of_kinds_that_it_does_not_know(namespace: str)
 
 
 def test_a_pod_that_is_not_restricted_would_be_told_of(namespace: str) -> None:
-    """So the silence of the other tests means something."""
+    """Proves that the API server would warn in the other tests."""
     (cluster,) = (o for o in rendered(namespace) if o["kind"] == "RayCluster")
     head, *_ = pods_of(cluster)
     del head["spec"]["containers"][0]["securityContext"]

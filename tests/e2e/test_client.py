@@ -1,4 +1,4 @@
-"""The client on a cluster that the chart made: the same submit, log and exit code, with real faults under way."""
+"""The client on a cluster of the chart: submits, logs and exit codes, also during real faults."""
 
 import base64
 import hashlib
@@ -65,7 +65,7 @@ VALUES = {
         "head": {**SMALL, "volumes": [LOG[0], WANDB[0]], "volumeMounts": [LOG[1], WANDB[1]]},
         "worker": {
             **SMALL,
-            # As of a node on which Ray finds a GPU by itself: the group's spec does not say so.
+            # As on a node where Ray detects a GPU that the group's spec does not mention.
             "containerEnv": [{"name": "RAY_OVERRIDE_RESOURCES", "value": '{"GPU": 1, "accelerator_type:L4": 1}'}],
             "rayStartParams": {"resources": '"{\\"worker\\": 1}"'},
             "volumes": [LOG[0], WANDB[0]],
@@ -77,7 +77,7 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The namespace of a cluster, not waited for: the client does that."""
+    """Install a cluster and yield its namespace; the client waits until the cluster is ready."""
     values = tmp_path_factory.mktemp("values") / "values.yaml"
     values.write_text(yaml.safe_dump(VALUES))
     with new_namespace("client") as name:
@@ -87,7 +87,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory; the entrypoint, which Ray writes into the log, is a name then."""
+    """Create a working directory, so that the entrypoint in the log is the script's name, not its code."""
     folder = tmp_path_factory.mktemp("scripts")
     for name, text in {"numbered": NUMBERED, "slow": SLOW, "waiting": WAITING, "tasks": TASKS}.items():
         (folder / f"{name}.py").write_text(text)
@@ -112,12 +112,12 @@ def client(namespace: str, *args: str, timeout: float = 120, kubeconfig: Path | 
 
 
 def without_rays_lines(log: bytes) -> bytes:
-    """Its job manager may write one in the middle of a driver's line: the driver is started before it writes."""
+    """Remove the lines of Ray's job manager, which can be in the middle of a driver's line."""
     return re.sub(rb"\d{4}-\d\d-\d\d [\d:,]{12}\tINFO \w+\.py:\d+ -- [^\n]*\n", b"", log)
 
 
 def driver(job: Run) -> bytes:
-    """The log without what Ray itself writes into it."""
+    """Return a job's log without Ray's own lines."""
     noise = (b"INFO job_manager.py", b"Running entrypoint", b"INFO worker.py", b"(autoscaler", b"(raylet")
     return b"".join(
         line for line in without_rays_lines(job.stdout).splitlines(keepends=True) if not any(n in line for n in noise)
@@ -125,14 +125,14 @@ def driver(job: Run) -> bytes:
 
 
 def error(done: Run) -> str:
-    """The one line of stderr behind the one with the address."""
+    """Return the error: the line of stderr after the line with the address."""
     address, line = done.stderr.decode().splitlines()
     assert address.startswith("ray-workload: address kubernetes://") and address.endswith("(RAY_WORKLOAD_ADDRESS)")
     return line
 
 
 def pod(namespace: str, kind: str) -> tuple[str, str]:
-    """Name and UID of the only one."""
+    """Return the name and UID of the only pod of this type."""
     pods = get("pods", "-n", namespace, "-l", f"ray.io/cluster=ray,ray.io/node-type={kind}")["items"]
     alive = [p["metadata"] for p in pods if "deletionTimestamp" not in p["metadata"]]
     return (alive[0]["name"], alive[0]["uid"]) if alive else ("", "")
@@ -201,7 +201,7 @@ def test_an_accelerator_that_only_the_live_node_tells_of(cluster: str) -> None:
 
 
 def kubeconfig_of(account: str, namespace: str, folder: Path) -> Path:
-    """A kubeconfig of a service account, with nothing else in it."""
+    """Write a kubeconfig that contains only the login of a service account."""
     view = json.loads(kubectl("config", "view", "--minify", "--raw", "-o", "json").stdout)
     token = kubectl("create", "token", account, "-n", namespace).stdout.strip()
     view["users"][0]["user"] = {"token": token}
@@ -219,7 +219,7 @@ def test_a_submitter_submits_follows_lists_and_stops_and_no_more(cluster: str, t
     detached = client(cluster, "submit", "--detach", "--", "python", "-c", WAITING, kubeconfig=theirs)
     job = detached.stdout.decode().strip()
     stopped = client(cluster, "stop", "--grace", "20", job, kubeconfig=theirs)
-    assert stopped.returncode == 0, stopped.stderr  # at once, and not when Ray kills it after 30 s
+    assert stopped.returncode == 0, stopped.stderr  # at once, not when Ray kills the driver after 30 s
     assert client(cluster, "logs", "--follow", job, kubeconfig=theirs).returncode == 143
     assert job.encode() in client(cluster, "list", kubeconfig=theirs).stdout
     refused = client(cluster, "list", kubeconfig=kubeconfig_of("stranger", cluster, tmp_path))
@@ -262,8 +262,8 @@ def test_a_suspended_cluster_is_waited_for_and_several_are_listed(cluster: str, 
     )
     assert waiting.stderr
     while b"waiting for RayCluster" not in (line := waiting.stderr.readline()):
-        assert line, "it does not wait"
-    assert [*tmp_path.iterdir()], "it has packed nothing"
+        assert line, "the client does not wait"
+    assert [*tmp_path.iterdir()], "the client has packed nothing"
     waiting.terminate()
     _, err = waiting.communicate(timeout=10)
     assert (waiting.returncode, [*tmp_path.iterdir()]) == (130, []), err
@@ -276,7 +276,7 @@ def test_a_suspended_cluster_is_waited_for_and_several_are_listed(cluster: str, 
 
 
 def following(namespace: str, script: Path, *flags: str) -> "subprocess.Popen[bytes]":
-    """A submit that is under way: the script's first line has arrived."""
+    """Start a submit and wait for the first line of the script."""
     process = start(namespace, "submit", *flags, "--working-dir", str(script.parent), str(script))
     assert process.stdout
     while not (line := process.stdout.readline()).startswith((b"started", b"driver")):
@@ -286,7 +286,7 @@ def following(namespace: str, script: Path, *flags: str) -> "subprocess.Popen[by
 
 @pytest.fixture
 def no_cpus(cluster: str) -> Iterator[list[str]]:
-    """Jobs that take the 2 CPUs of the head and of the worker; who ends one takes it off the list."""
+    """Start jobs that use all CPUs of the head and the worker; a test that ends one removes it from the list."""
     jobs = []
     for _ in range(2):
         options = ["--num-cpus", "2", "--detach", "-o", "json"]
@@ -312,7 +312,7 @@ def test_a_pending_job_is_stopped_for_good(cluster: str, no_cpus: list[str]) -> 
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143 and b"it ran" not in out, (out, err)
     assert client(cluster, "stop", no_cpus.pop()).returncode == 0
-    done = client(cluster, "submit", "--num-cpus", "2", "--", "true")  # no CPU is taken by what was stopped
+    done = client(cluster, "submit", "--num-cpus", "2", "--", "true")  # the stopped job uses no CPU
     assert done.returncode == 0, done.stderr
     seen = record(cluster, job)
     assert (seen["status"], seen["start_time"], seen["driver_exit_code"]) == ("STOPPED", None, None)
@@ -327,7 +327,7 @@ def test_a_job_that_waited_is_not_one_that_ran_too_long(cluster: str, no_cpus: l
     process = start(cluster, "submit", *options)
     assert process.stderr
     while b"the job is pending: " not in (line := process.stderr.readline()):
-        assert line, "it was not pending for 10 s"
+        assert line, "the job was not pending for 10 s"
     waits = until("its wait is longer than its timeout", lambda: process.poll() is None and waited(cluster, job) > 12)
     assert waits and client(cluster, "stop", no_cpus.pop()).returncode == 0
     out, err = process.communicate(timeout=60)
@@ -341,7 +341,7 @@ def test_a_job_that_waited_is_not_one_that_ran_too_long(cluster: str, no_cpus: l
 
 
 def waited(namespace: str, job: str) -> float:
-    """Seconds since a job was submitted."""
+    """Return the seconds since a job was submitted."""
     return time.time() - float(record(namespace, job)["submit_time"]) / 1000
 
 
@@ -357,7 +357,7 @@ def test_the_clients_own_output_is_not_uploaded(cluster: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("flags", [[], ["--on-interrupt", "stop"]], ids=["detach", "stop"])
 def test_a_ci_system_cancels_a_submit(cluster: str, scripts: Path, flags: Sequence[str]) -> None:
-    """By SIGTERM."""
+    """A CI system cancels with SIGTERM."""
     process = following(cluster, scripts / "waiting.py", *flags)
     process.terminate()
     _, err = process.communicate(timeout=60)
@@ -393,7 +393,7 @@ def test_a_worker_deleted_under_a_job(cluster: str, scripts: Path) -> None:
 
 @contextmanager
 def proxied(folder: Path, name: str) -> Iterator[tuple[FaultProxy, Path]]:
-    """The API server behind a proxy of ours, and a kubeconfig that leads there, whose context has this name."""
+    """Put a proxy in front of the API server; yield it and a kubeconfig for it whose context has this name."""
     command = ["kubectl", "proxy", "--port=0"]
     with subprocess.Popen(command, env=user_environment(), stdout=subprocess.PIPE, text=True) as kubectl_proxy:
         assert kubectl_proxy.stdout
@@ -436,7 +436,7 @@ def test_no_byte_is_lost_or_repeated_through_a_bad_api_server(
             proxy.refuse(when)
         else:
             setattr(proxy.faults, fault, when)
-        out, err = process.stdout.read(), process.stderr.read()  # `communicate` would lose what readline has buffered
+        out, err = process.stdout.read(), process.stderr.read()  # `communicate` would lose what `readline` has buffered
     assert process.returncode == 0, err
     assert without_rays_lines(out) == b"".join(b"%d %s\n" % (n, b"x" * 100) for n in range(1, SLOW_LINES))
     assert proxy.fired[fault], proxy.fired

@@ -1,7 +1,7 @@
-"""What breaks in earnest under a job that is followed: the head, the node's kubelet, the API server, disks.
+"""Real faults while a job is followed: of the head, the kubelet, the API server, and disks.
 
-OUTAGE is a command that takes a component, `kubelet` or `kube-apiserver`, and seconds: it stops the component so long,
-starts it again and returns when it is up. `ci/kind outage` is one.
+The variable OUTAGE is a command that takes a component (`kubelet` or `kube-apiserver`) and seconds. It stops
+the component for that time, restarts it and returns when it is ready; for example, `ci/kind outage`.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from tests.e2e.test_client import VALUES, kubeconfig_of, pod
 from tests.e2e.test_pod_commands import FORWARD, READ, account
 from tests.e2e.test_uninstall import redis
 
-# It writes until it is told to end, so that no fault comes too late; Ray itself still has to work then.
+# Writes until it is told to end, so that every fault happens in time; then checks that Ray still works.
 LINES = """
 import os, sys, time, ray
 ray.init(log_to_driver=False)
@@ -44,14 +44,14 @@ print("lines", ray.get(total.remote()), flush=True)
 """
 DISK = {"name": "log-volume", "emptyDir": {"medium": "Memory", "sizeLimit": "200Mi"}}  # the head's /tmp/ray
 FULL = "No space left on device"
-# The rest of its arguments with a TMPDIR of 1 MiB.
+# Runs a command with a TMPDIR of 1 MiB.
 SMALL_TMPDIR = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$TMPDIR" && exec "$@"', "-")
 Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The namespace of a cluster whose state is in Redis."""
+    """Install a cluster with its state in Redis; yield its namespace."""
     given = json.loads(json.dumps(VALUES))
     given["ray-cluster"]["head"]["volumes"][0] = DISK
     values = tmp_path_factory.mktemp("values") / "values.yaml"
@@ -78,13 +78,13 @@ def submit(namespace: str, folder: Path, *args: str, stdout: int | IO[bytes] = s
 
 
 def said(err: str) -> str:
-    """The one line of stderr that is not of every submit."""
+    """Return the one line of stderr that not every submit prints."""
     (line,) = [line for line in err.splitlines() if not line.endswith((" submitted", "RAY_WORKLOAD_ADDRESS)"))]
     return line
 
 
 class Followed:
-    """A `submit` that is under way; what it says goes into files, so that nobody has to read it in time."""
+    """A running `submit`. Its output goes to files, so that it never blocks."""
 
     def __init__(self, namespace: str, folder: Path, *args: str, kubeconfig: Path | None = None) -> None:
         self.namespace, self.out, self.err = namespace, folder / "out", folder / "err"
@@ -105,7 +105,7 @@ class Followed:
         self.process.wait()
 
     def more(self, count: int = 300) -> None:
-        """Wait until so many more lines have arrived."""
+        """Wait until `count` more lines have arrived."""
         wanted, end = self.lines() + count, time.monotonic() + 150
         while self.lines() < wanted:
             late = self.process.poll() is not None or time.monotonic() > end
@@ -116,7 +116,7 @@ class Followed:
         return self.out.read_bytes().count(b"\nline ")
 
     def ends_well(self, kind: str) -> None:
-        """Tell the driver to end, which runs on this kind of pod: every byte has arrived, once and in order."""
+        """End the driver, which runs on this type of pod. Assert that every byte has arrived once, in order."""
         on = ("exec", "-n", self.namespace, pod(self.namespace, kind)[0], "--")
         kubectl(*on, "touch", f"/tmp/ray/end-{self.id}")
         assert self.process.wait(120) == 0, self.err.read_text()
@@ -146,7 +146,7 @@ def replace_head(namespace: str) -> None:
 def test_the_head_replaced_under_a_driver_on_a_worker(
     cluster: str, tmp_path: Path, on_worker: tuple[str, str], login: str
 ) -> None:
-    """The submitter may not reach the worker itself: its log comes through the head too."""
+    """The submitter has no access to the worker: it gets the log through the head."""
     theirs = kubeconfig_of(login, cluster, tmp_path) if login == "submitter" else None
     with Followed(cluster, tmp_path, *on_worker, kubeconfig=theirs) as job:
         job.more()
@@ -158,7 +158,7 @@ def test_the_head_replaced_under_a_driver_on_a_worker(
 
 
 def test_the_head_replaced_under_a_driver_on_it_is_an_error(cluster: str, tmp_path: Path) -> None:
-    """Ray itself goes on to say that such a job runs."""
+    """Ray itself still reports such a job as running."""
     with Followed(cluster, tmp_path) as job:
         job.more()
         replace_head(cluster)
@@ -170,7 +170,7 @@ def test_the_head_replaced_under_a_driver_on_it_is_an_error(cluster: str, tmp_pa
 
 
 def gone(job: str) -> list[str]:
-    """What is said of a job whose node is gone: by the node itself, or by Ray's verdict where that comes first."""
+    """Return the possible messages for a job whose node is gone: from the node's state, or from Ray's job status."""
     return [
         f"ray-workload: the node of job {job} is gone, and the job is lost: submit it again",
         f"ray-workload: job {job} ended FAILED: its node is gone, and its log with it",
@@ -178,14 +178,14 @@ def gone(job: str) -> list[str]:
 
 
 def nodes(namespace: str) -> dict[str, str]:
-    """The state of each node, by its IP, as the cluster itself has it."""
+    """Return the state of each node in the cluster's own list, by IP."""
     url = Login.of_kubeconfig().at(namespace) + "/api/v0/nodes"
     found = Login.of_kubeconfig().ask("GET", url, token_of(namespace)).json()["data"]["result"]["result"]
     return {node["node_ip"]: node["state"] for node in found}
 
 
 def lose_worker(namespace: str) -> None:
-    """Without a word to anybody; at the end the cluster knows, and has another."""
+    """Delete the worker's pod without a graceful end; wait until the cluster has noticed it and has a new worker."""
     name, uid = pod(namespace, "worker")
     address = get("pod", name, "-n", namespace)["status"]["podIP"]
     assert nodes(namespace)[address] == "ALIVE"
@@ -198,7 +198,7 @@ def test_the_node_lost_under_a_job(cluster: str, tmp_path: Path, on_worker: tupl
     with Followed(cluster, tmp_path, *on_worker) as job:
         job.more()
         lose_worker(cluster)
-        assert job.process.wait(25) == 75, job.err.read_text()  # Ray itself has 10 s to say so
+        assert job.process.wait(25) == 75, job.err.read_text()  # Ray detects it within 10 s
         assert job.err.read_text().splitlines()[-1] in gone(job.id)
 
 
@@ -230,7 +230,7 @@ def answers(path: str) -> bool:
 
 @contextlib.contextmanager
 def outage(component: str, seconds: int, path: str) -> Iterator[None]:
-    """It does not answer at a path of the API server's within, and does again behind."""
+    """Stop a component during the block; a path of the API server shows that it is down, and up again afterwards."""
     if not (command := os.environ.get("OUTAGE")):
         unproved(f"no {component} is stopped and started here: name the command in OUTAGE (for kind: ci/kind outage)")
     assert answers(path)
@@ -243,11 +243,11 @@ def outage(component: str, seconds: int, path: str) -> Iterator[None]:
         assert process.wait(120) == 0
 
 
-# The kubelet last: behind it the operator may take minutes to say again that the head is ready.
+# The kubelet is last: after its outage, the operator may take minutes to report the head as ready.
 @pytest.mark.alone
 @pytest.mark.parametrize(("component", "seconds"), [("kube-apiserver", 15), ("kubelet", 10)])
 def test_nothing_is_lost_while_a_component_is_down(cluster: str, tmp_path: Path, component: str, seconds: int) -> None:
-    """The kubelet carries port-forwards."""
+    """Port-forwards go through the kubelet."""
     path, theirs = "/readyz", None
     if component == "kubelet":
         path = f"/api/v1/nodes/{get('nodes')['items'][0]['metadata']['name']}/proxy/healthz"
@@ -266,7 +266,7 @@ def test_nothing_is_lost_while_a_component_is_down(cluster: str, tmp_path: Path,
 
 @contextlib.contextmanager
 def full(cluster: str, *, but_kib: int = 0) -> Iterator[None]:
-    """The head's disk."""
+    """Fill the head's disk, except for `but_kib` KiB."""
     on = ("exec", "-n", cluster, pod(cluster, "head")[0], "--", "sh", "-c")
     fill = f"cat /dev/zero >/tmp/ray/full; truncate -s -{but_kib}K /tmp/ray/full"
     assert FULL in kubectl(*on, fill).stderr
@@ -278,7 +278,7 @@ def full(cluster: str, *, but_kib: int = 0) -> Iterator[None]:
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A folder that packing makes no smaller."""
+    """Create a folder that does not compress."""
     folder = tmp_path / "large"
     folder.mkdir()
     (folder / "data").write_bytes(os.urandom(20_000_000))
@@ -301,7 +301,7 @@ def test_no_room_on_the_head_for_anything(cluster: str, tmp_path: Path) -> None:
 
 
 def test_no_room_on_the_head_for_more_of_a_log(cluster: str, tmp_path: Path) -> None:
-    """Python ends the driver then; what it wrote before is here."""
+    """Python then ends the driver; its earlier output must arrive."""
     with Followed(cluster, tmp_path) as job:
         job.more()
         with full(cluster):
@@ -327,7 +327,7 @@ def test_no_room_here_for_the_zip(cluster: str, large: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("flags", [[], ["-o", "json"]], ids=["log", "json"])
 def test_no_room_here_for_what_is_printed(cluster: str, tmp_path: Path, flags: Sequence[str]) -> None:
     name = f"printed-{time.monotonic_ns()}"
-    (tmp_path / name).write_text(name)  # Ray remembers for a while that other files could not be unpacked
+    (tmp_path / name).write_text(name)  # different files: Ray caches failed unpacking for a while
     with open("/dev/full", "wb") as nowhere:
         done = submit(cluster, tmp_path, *flags, "--id", name, "--", "echo", "hello", stdout=nowhere)
     assert done.returncode == 74, done.stderr

@@ -1,4 +1,4 @@
-"""The release that `ci/kind install` makes, in a namespace that enforces Pod Security `restricted`."""
+"""The release that `ci/kind install` creates, in a namespace that enforces Pod Security `restricted`."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from tests.e2e.conftest import IMAGE, get, helm, inventory, kubectl, new_namespa
 
 HELLO = "import ray; ray.init(); print(ray.get(ray.remote(lambda: 'hello from a task').remote()))"
 PORT = 30265
-# What the head's ports answer without the token, by Ray's design: metrics, whatever path is asked for, and health.
+# What the head's ports answer without the token, by Ray's design: metrics on any path, and health checks.
 METRICS = {8080, 44217, 44227}
 ANSWERS: dict[int, set[str]] = {
     6379: {"health"},
@@ -23,7 +23,7 @@ ANSWERS: dict[int, set[str]] = {
     10001: set(),
     52365: {"/api/healthz", "/api/local_raylet_healthz"},
 }
-# In a pod of the cluster, which the policies let through: what each port says to one who has no token.
+# Runs in a pod of the cluster, which the policies allow: what each port answers without the token.
 ASK = """
 import http.client, json, os, sys, grpc
 
@@ -67,7 +67,7 @@ for port in ports:
         found[port] = {"speaks": "grpc", "said": dict(over_grpc(host, port)), "with_token": with_token}
 print(json.dumps(found))
 """
-# An account's token in a container, wherever it is mounted.
+# Finds a service account's token in a container, wherever it is mounted.
 TOKENS = """
 import glob, json
 mounts = [line.split()[1] for line in open("/proc/mounts")]
@@ -79,7 +79,7 @@ print(json.dumps([mount for mount in mounts if "serviceaccount" in mount] + file
 def ci_kind(*args: str, namespace: str) -> str:
     context = kubectl("config", "current-context").stdout.strip()
     more = {"CONTEXT": context, "NAMESPACE": namespace, "RELEASE": "ray", "TIMEOUT": "3m"}
-    # Its `make charts` must not set up .venv anew, where a requirement was changed: it is what runs this.
+    # Its `make charts` must not recreate .venv after a change of the requirements: the tests run in .venv.
     more["BASH_FUNC_make%%"] = '() { command make -o .venv/.done "$@"; }'
     return run("ci/kind", *args, timeout=280, env=more).stdout
 
@@ -103,7 +103,7 @@ def login() -> Login:
 
 
 def node_port() -> str:
-    """The address of the dashboard on a node, where nodes can be reached from here at all."""
+    """Return the dashboard's address on a node, if nodes can be reached from here."""
     addresses = get("nodes")["items"][0]["status"]["addresses"]
     host = next(a["address"] for a in addresses if a["type"] == "InternalIP")
     try:
@@ -164,7 +164,7 @@ def test_what_the_heads_ports_answer_without_a_token(ray: Cluster) -> None:
         assert codes & {401, "UNAUTHENTICATED"}, f"{port} asks for no token: {seen}"
         if seen["speaks"] == "grpc":
             assert codes <= {"OK", "UNAUTHENTICATED"}, seen
-            assert "UNAUTHENTICATED" not in seen["with_token"].values()  # so it was the token that was missing
+            assert "UNAUTHENTICATED" not in seen["with_token"].values()  # so the error was the missing token
 
 
 def test_ray_containers_have_no_api_token(ray: Cluster) -> None:
@@ -173,7 +173,7 @@ def test_ray_containers_have_no_api_token(ray: Cluster) -> None:
 
 
 def test_no_secret_outside_of_secrets(ray: Cluster, token: str) -> None:
-    """Neither in an object nor in a log; as it is, or in base64."""
+    """Neither in an object nor in a log, neither as plain text nor as base64."""
     kinds = kubectl("api-resources", "--verbs=list", "--namespaced", "-o", "name").stdout.split()
     names = ",".join(kind for kind in kinds if kind != "secrets" and "metrics" not in kind)
     objects = get(names, "-n", ray.namespace)["items"]
@@ -184,7 +184,7 @@ def test_no_secret_outside_of_secrets(ray: Cluster, token: str) -> None:
         name = pod["metadata"]["name"]
         assert token not in kubectl("logs", "-n", ray.namespace, name, "--all-containers").stdout
         grep = ["exec", "-i", "-n", ray.namespace, name, "--", "grep", "-rlFf", "-", "/tmp/ray"]
-        assert kubectl(*grep, input="worker", check=False).stdout  # it would be found
+        assert kubectl(*grep, input="worker", check=False).stdout  # proves that the search works
         assert kubectl(*grep, input=token, check=False).stdout == ""
 
 
@@ -196,9 +196,9 @@ def test_the_same_again_changes_nothing(ray: Cluster, token: str) -> None:
 
 
 def test_uninstalled_nothing_is_left(ray: Cluster) -> None:
-    """The last one: it takes the release away."""
+    """The last test in this file: it uninstalls the release."""
     assert len(inventory(ray.namespace)) > 20
     ci_kind("uninstall", namespace=ray.namespace)
     until("nothing is left", lambda: not inventory(ray.namespace), namespace=ray.namespace)
     assert len(get("crd")["items"]) >= 4
-    ci_kind("uninstall", namespace=ray.namespace)  # every command may be repeated
+    ci_kind("uninstall", namespace=ray.namespace)  # every command can be repeated

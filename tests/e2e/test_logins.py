@@ -1,4 +1,4 @@
-"""The logins that a kubeconfig may hold, on a live API server: plugins, files, and what runs out under a job."""
+"""The logins of a kubeconfig on a real API server: plugins, files, and logins that expire while a job runs."""
 
 import base64
 import json
@@ -52,7 +52,7 @@ def ray() -> Iterator[Cluster]:
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Path:
-    """A script that is followed for long enough."""
+    """Write a script that runs long enough for a login to expire."""
     (tmp_path / "work").mkdir()
     path = tmp_path / "work" / "slow.py"
     path.write_text(f"import time\nfor n in range({SECONDS * 20}):\n    print(n, flush=True)\n    time.sleep(0.05)\n")
@@ -64,7 +64,7 @@ def token(ray: Cluster, *args: str) -> str:
 
 
 def private(path: Path, content: str, mode: int = 0o600) -> Path:
-    """A file that nobody else reads; there is never a part of it."""
+    """Write a file for this user only, atomically."""
     new = path.with_name(f"{path.name}.new")
     new.touch(mode)
     new.write_text(content)
@@ -72,32 +72,32 @@ def private(path: Path, content: str, mode: int = 0o600) -> Path:
 
 
 def kubeconfig(folder: Path, user: Mapping[str, Any]) -> Path:
-    """The current one, with another user."""
+    """Write the current kubeconfig with another user."""
     data = json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json").stdout)
     data["users"][0]["user"] = user
     return private(folder / "kubeconfig", json.dumps(data))
 
 
 def plugin(folder: Path, script: str) -> Path:
-    """A kubeconfig whose plugin is this shell script, which also counts its calls."""
+    """Write a kubeconfig whose plugin is this shell script; the plugin also counts its calls."""
     path = folder / "login"
     private(path, f'#!/bin/sh\ncd "{folder}"\necho $$ >> calls\n{script}\n', 0o700)
     return kubeconfig(folder, {"exec": {"apiVersion": VERSION, "command": str(path), "interactiveMode": "Never"}})
 
 
 def calls(folder: Path) -> list[int]:
-    """The process ids of a plugin so far."""
+    """Return the process IDs of all calls of a plugin so far."""
     path = folder / "calls"
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
 def answer(folder: Path, name: str = "answer", /, **status: str) -> Path:
-    """What a plugin prints."""
+    """Write the output of a plugin to a file."""
     return private(folder / name, json.dumps({"apiVersion": VERSION, "kind": "ExecCredential", "status": status}))
 
 
 def own_certificate() -> dict[str, str]:
-    """As a plugin gives it."""
+    """Return the kubeconfig's own certificate as a plugin would print it."""
     user = json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json").stdout)["users"][0]["user"]
     if not user.get("client-certificate-data") or not user.get("client-key-data"):
         unproved("a login by certificate: the current kubeconfig has none")
@@ -105,7 +105,7 @@ def own_certificate() -> dict[str, str]:
 
 
 def foreign_certificate(folder: Path) -> dict[str, str]:
-    """One that nobody has signed, and that has expired."""
+    """Create a self-signed certificate that has expired."""
     make = "openssl req -newkey rsa:2048 -nodes -subj /CN=x -keyout key -out request"
     for command in (make, "openssl x509 -req -in request -signkey key -days -1 -out certificate"):
         subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
@@ -113,7 +113,7 @@ def foreign_certificate(folder: Path) -> dict[str, str]:
 
 
 def taken(login: str) -> bool:
-    """Whether the API server takes a token."""
+    """Return whether the API server accepts a token."""
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": login}}
     done = kubectl("create", "-f", "-", "-o", "json", input=json.dumps(review))
     return bool(json.loads(done.stdout)["status"].get("authenticated"))
@@ -124,7 +124,7 @@ def one_line(done: "subprocess.CompletedProcess[bytes]", code: int, *words: str)
     assert all(word in done.stderr.decode() for word in words), done.stderr
 
 
-# Logins that are good
+# Valid logins
 
 
 def test_a_plugin_with_a_token(ray: Cluster, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_plugin_with_a_token(ray: Cluster, tmp_path: Path) -> None:
     path = plugin(tmp_path, 'echo "$KUBERNETES_EXEC_INFO" > info; echo "$OWN $1" > own; cat answer')
     data = json.loads(path.read_text())
     more = {"args": ["word"], "env": [{"name": "OWN", "value": "here"}], "provideClusterInfo": True}
-    data["users"][0]["user"]["exec"] |= {"command": "./login", **more}  # beside the kubeconfig
+    data["users"][0]["user"]["exec"] |= {"command": "./login", **more}  # in the kubeconfig's folder
     private(path, json.dumps(data))
     done = client(ray, "submit", "--", "python", "-c", NUMBERS, kubeconfig=path, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def test_a_plugin_with_a_token(ray: Cluster, tmp_path: Path) -> None:
 
 
 def keys() -> set[Path]:
-    """The private keys among the temporary files."""
+    """Return the private keys among the temporary files."""
     return {p for p in Path(os.environ["TMPDIR"]).iterdir() if p.is_file() and b"PRIVATE KEY" in p.read_bytes()}
 
 
@@ -168,7 +168,7 @@ def test_a_plugin_does_not_read_what_is_meant_for_a_pod(ray: Cluster, tmp_path: 
 
 
 def test_a_token_in_a_file(ray: Cluster, tmp_path: Path) -> None:
-    path = private(tmp_path / "token", token(ray) + "\n")  # as an editor ends it
+    path = private(tmp_path / "token", token(ray) + "\n")  # with the newline that editors add
     done = client(ray, "submit", "--", "echo", "hello", kubeconfig=kubeconfig(tmp_path, {"tokenFile": str(path)}))
     assert (done.returncode, driver(done)) == (0, b"hello\n"), done.stderr
 
@@ -183,7 +183,7 @@ def test_an_api_server_behind_a_proxy_under_another_name(
         there = {"server": "https://api.invalid", "tls-server-name": name}
         if named_by == "kubeconfig":
             there["proxy-url"] = f"http://127.0.0.1:{proxy.port}"
-            monkeypatch.setenv("NO_PROXY", "api.invalid")  # it is about proxies of the environment
+            monkeypatch.setenv("NO_PROXY", "api.invalid")  # applies only to proxies from the environment
         else:
             monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         data["clusters"][0]["cluster"] |= there
@@ -207,7 +207,7 @@ def test_an_api_server_behind_a_proxy_under_another_name(
     assert set(proxy.asked) == {"CONNECT api.invalid:443"}
 
 
-# Logins that run out under a job
+# Logins that expire while a job runs
 
 
 def test_a_plugin_is_asked_again_when_its_token_expires(ray: Cluster, slow: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_plugin_is_asked_again_when_its_token_expires(ray: Cluster, slow: Path
     done = client(ray, *args, kubeconfig=plugin(tmp_path, EXPIRES), timeout=120)
     assert done.returncode == 0 and done.stdout.endswith(b"\n" + LOG), done.stderr
     assert b"connection lost" not in done.stderr
-    assert 2 <= len(calls(tmp_path)) <= 8, "every 8 s, not with each request"
+    assert 2 <= len(calls(tmp_path)) <= 8, "the plugin must run every 8 s, not for each request"
 
 
 @pytest.mark.parametrize("kind", ["plugin", "file", "kubeconfig"])
@@ -245,7 +245,7 @@ def test_a_token_that_is_refused_under_a_job_is_asked_for_again(
         know(new)
         kubectl("delete", "secret", bound, "-n", ray.namespace)
         until("the old token is refused", lambda: not taken(old), timeout=15)
-        assert process.poll() is None, "the job has ended before"
+        assert process.poll() is None, "the job ended too early"
         read, err = read + process.stdout.read(), process.stderr.read()
         assert process.wait(60) == 0, err
     assert read.endswith(b"\n" + LOG) and b"connection lost" not in err, (read, err)
@@ -272,7 +272,7 @@ def test_a_plugin_that_fails_for_a_while_under_a_job(ray: Cluster, slow: Path, t
     assert done.stderr.count(b"connection lost") == 1 and b"no network" in done.stderr, done.stderr
 
 
-# Logins that are not good
+# Invalid logins
 
 
 @pytest.mark.parametrize("args", REFUSED, ids=" ".join)
@@ -295,7 +295,7 @@ def test_a_login_that_is_refused(ray: Cluster, tmp_path: Path, args: list[str], 
 
 
 def running(process_id: int) -> bool:
-    """One that nobody has buried does not run."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,7 +1,7 @@
-"""The NetworkPolicies: who reaches which port of Ray, from the moment that a pod has an address.
+"""The NetworkPolicies: which pods can connect to which of Ray's ports, from the moment a pod has an address.
 
-Connectors run before the chart is installed. Each is told every address as soon as it is known, and tries the ports of
-it many times a second. They try pods and Services of the tests' own namespaces only, and end by themselves.
+Connectors start before the chart is installed. Each gets every address as soon as it is known, and tries its ports many
+times per second. They connect only to pods and Services in the tests' own namespaces, and end after a time limit.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ API = (8265, 52365)
 OPEN = {"head": {6379, 8265, 10001, 8080, 44217, 44227, 52365}, "worker": {8080, 52365}}
 STRANGERS = ("stranger-elsewhere", "stranger-here")
 RATE = 10  # attempts per second on each port
-ENOUGH = 20  # attempts on a port
-LAG = 1.0  # seconds: controllers learn a pod's address as the test does, and until then many leave the pod open
+ENOUGH = 20  # attempts per port
+LAG = 1.0  # seconds: many controllers leave a pod open until they learn its address, as late as this test does
 CONNECTOR = Path(__file__).with_name("_connector.py").read_text()
-# Which of the addresses it connects to.
+# Prints the addresses to which it can connect.
 CONNECT = """
 import json, socket, sys
 def open_(address):
@@ -37,7 +37,7 @@ def open_(address):
         return False
 print(json.dumps([open_((host, int(port))) for host, _, port in (a.rpartition(" ") for a in sys.argv[1:])]))
 """
-# The ports of each node, by its address, as the cluster's own table has them.
+# Prints the ports of each node in the cluster's own list of nodes, by address.
 TABLE = """
 import json
 from ray._raylet import GcsClient
@@ -49,7 +49,7 @@ print(json.dumps({node.node_manager_address: [getattr(node, field) for field in 
 
 @dataclass
 class Tried:
-    """What came of the attempts on one address; times are the pod's own."""
+    """The results of the attempts on one address; times are by the pod's clock."""
 
     started: int
     ended: int
@@ -59,7 +59,7 @@ class Tried:
 
     @property
     def after(self) -> list[float]:
-        """Seconds from the first attempt to each connect."""
+        """Return the seconds from the first attempt to each successful one."""
         return [round(at - self.first, 2) for at in self.connects]
 
     @property
@@ -99,7 +99,7 @@ class Connector:
                 self.process.stdin.flush()
 
     def stop(self) -> None:
-        """Let it say what it saw."""
+        """Stop the connector and read its results."""
         assert self.process.stdin
         with self.lock, contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -115,7 +115,7 @@ class Connector:
 
 
 def is_enforced() -> bool:
-    """Whether a policy that denies everything does so, in a namespace of its own."""
+    """Return whether a policy that denies all traffic is enforced, in a new namespace."""
     with new_namespace("probe") as where:
         run_pods(tiny_pod("server", where, "python", "-m", "http.server", "8080"), tiny_pod("client", where))
         address = f"{get('pod', 'server', '-n', where)['status']['podIP']} 8080"
@@ -135,7 +135,7 @@ def is_enforced() -> bool:
 
 @contextlib.contextmanager
 def watched(where: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell each address of the cluster's pods as soon as the API server knows it."""
+    """Call `tell` with the address of each pod of the cluster as soon as the API server knows it."""
     template = "jsonpath={.status.podIP}{'\\n'}"
     of_the_cluster = ("pods", "-n", where, "-l", "ray.io/cluster=ray")
     with started("kubectl", "get", *of_the_cluster, "--watch", "-o", template) as watch:
@@ -156,14 +156,14 @@ def watched(where: str, tell: Callable[[str], None]) -> Iterator[None]:
 
 @dataclass
 class Attack:
-    """A cluster, and what the connectors saw while it was set up."""
+    """A cluster, and the results of the connectors while it was installed."""
 
     ray: Cluster
     by: dict[str, Connector]
     service: str
     head: str
     worker: str
-    ports: dict[str, set[int]]  # by the address of head or worker, what listens there
+    ports: dict[str, set[int]]  # the listening ports, by address of the head or worker
 
     @property
     def all(self) -> set[str]:
@@ -176,7 +176,7 @@ class Attack:
 
 @contextlib.contextmanager
 def attack(*sets: str) -> Iterator[Attack]:
-    """Install a cluster while connectors try it, until they have tried every port that came to listen."""
+    """Install a cluster while connectors try its addresses, until they have tried every listening port."""
     with contextlib.ExitStack() as stack:
         elsewhere, here = (stack.enter_context(new_namespace(purpose)) for purpose in ("strangers", "network"))
         where = {"stranger-elsewhere": elsewhere, "stranger-here": here, "client": here}
@@ -212,13 +212,13 @@ def attack(*sets: str) -> Iterator[Attack]:
 
 
 def test_without_policies_strangers_reach_every_port() -> None:
-    """The other tests can fail: the same connectors do get through, and were there before there was anything."""
+    """Proves that the other tests can fail: the connectors can connect, and start before any port is open."""
     with attack("networkPolicy.enabled=false") as seen:
         for name in STRANGERS:
             assert seen.all <= seen.by[name].connected
             for address in (f"{seen.head} 8265", *seen.of_service):
                 tried = seen.by[name].tried[address]
-                assert tried.first < tried.connects[0] - 1 / RATE, "it came too late to see a port open"
+                assert tried.first < tried.connects[0] - 1 / RATE, "the connector started after the port was open"
 
 
 @pytest.fixture(scope="module")

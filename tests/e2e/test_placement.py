@@ -1,6 +1,6 @@
-"""Where pods may go: the head to the nodes that are named for it, and nothing to a node that is reserved.
+"""Where pods are scheduled: the head only on nodes with its label, and no pod on a reserved node.
 
-The reserved node is an object of the API server alone: pods are bound to it, and none runs there.
+The reserved node is only an object in the API server: pods can be bound to it, but do not run.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from tests.e2e.conftest import Object, apply, get, kubectl, new_namespace, unpro
 pytestmark = pytest.mark.alone
 LEASES = "kube-node-lease"
 VALUE = "reserved"
-RENEWAL = 5.0  # seconds; past 40 a node counts as lost
+RENEWAL = 5.0  # seconds; after 40 s without renewal, a node is lost
 
 
 @dataclass(frozen=True)
 class Nodes:
     reserved: str
     real: str
-    key: str  # of the label that the head asks for, and of the taint
+    key: str  # of the label that the head requires, and of the taint
 
     def label(self, node: str) -> None:
         kubectl("label", "node", node, f"{self.key}={VALUE}")
@@ -39,7 +39,7 @@ def now() -> str:
 
 
 def node(name: str, key: str) -> Object:
-    """What a kubelet would register, with a taint that keeps away what is not meant for it."""
+    """Return a node as a kubelet would register it, with a taint for pods that do not tolerate it."""
     labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", key: VALUE}
     room = {"cpu": "8", "memory": "32Gi", "pods": "110", "ephemeral-storage": "100Gi"}
     ready = {"type": "Ready", "status": "True", "reason": "Test", "message": "", "lastHeartbeatTime": now()}
@@ -53,7 +53,7 @@ def node(name: str, key: str) -> Object:
 
 
 def renew(name: str) -> None:
-    """Say that the node is alive, as a kubelet does."""
+    """Report the node as alive, as a kubelet does."""
     spec = {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": now()}
     metadata = {"name": name, "namespace": LEASES}
     apply({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
@@ -61,7 +61,7 @@ def renew(name: str) -> None:
 
 @contextlib.contextmanager
 def alive(name: str) -> Iterator[None]:
-    """Renew its lease until the end."""
+    """Renew the node's lease until the end of the block."""
     over = threading.Event()
 
     def go_on() -> None:
@@ -94,13 +94,13 @@ def nodes() -> Iterator[Nodes]:
     try:
         apply(node(made.reserved, made.key))
         with alive(made.reserved):
-            # New nodes are `not-ready` until the controller has seen them.
+            # A new node has a `not-ready` taint until the controller removes it.
             until("the node is ready", lambda: taints(made.reserved) == [made.key])
             yield made
     finally:
         made.unlabel(made.real)
         bound = get("pods", "-A", "--field-selector", f"spec.nodeName={made.reserved}")["items"]
-        for pod in bound:  # there is no kubelet that would end them
+        for pod in bound:  # no kubelet ends them
             metadata = pod["metadata"]
             kubectl("delete", "pod", metadata["name"], "-n", metadata["namespace"], "--force", "--ignore-not-found")
         kubectl("delete", "node", made.reserved, "--ignore-not-found")
@@ -108,25 +108,25 @@ def nodes() -> Iterator[Nodes]:
 
 
 def where(pod: Object) -> str | None:
-    """The node that it is bound to."""
+    """Return the node to which a pod is bound."""
     name: str | None = pod["spec"].get("nodeName")
     return name
 
 
 def reasons(namespace: str, pod: str) -> str:
-    """Why the scheduler finds no node for it."""
+    """Return why the scheduler finds no node for a pod."""
     of_pod = f"involvedObject.name={pod},reason=FailedScheduling"
     return " ".join(event["message"] for event in get("events", "-n", namespace, "--field-selector", of_pod)["items"])
 
 
 def bound(namespace: str) -> set[str]:
-    """Every node that a pod of the namespace was ever bound to: pods may be gone, their events stay."""
+    """Return all nodes to which the namespace's pods were ever bound: the events of deleted pods remain."""
     events = get("events", "-n", namespace, "--field-selector", "reason=Scheduled")["items"]
     return {event["message"].rpartition(" to ")[2] for event in events}
 
 
 def test_pods_for_the_reserved_node_are_bound_to_it(nodes: Nodes, namespace: str) -> None:
-    """The other test can fail: the node takes pods that tolerate its taint, and that alone keeps the others away."""
+    """Proves that the other test can fail: the node accepts pods that tolerate its taint, its only restriction."""
     account = ("serviceaccount", "default", "-n", namespace)
     until("an account for pods", lambda: not kubectl("get", *account, check=False).returncode)
     tolerant, other = tiny_pod("tolerant", namespace), tiny_pod("other", namespace)
@@ -146,7 +146,7 @@ def test_the_head_keeps_to_its_nodes_and_the_reserved_one_is_left_alone(nodes: N
         ray = install(namespace, f"ray-cluster.head.nodeSelector.{key}={VALUE}")
         until("the head's pod", lambda: ray.pods("head"), namespace=namespace)
         head = ray.name("head")
-        # The labelled node is tainted, and the others have no label.
+        # The node with the label has the taint, and the other nodes have no label.
         until("it is refused", lambda: "untolerated taint" in reasons(namespace, head), namespace=namespace)
         assert "didn't match Pod's node affinity/selector" in reasons(namespace, head)
         until("the worker has its node", lambda: all(map(where, ray.pods("worker"))), namespace=namespace)
