@@ -191,7 +191,7 @@ def lose_worker(namespace: str) -> None:
     assert nodes(namespace)[address] == "ALIVE"
     kubectl("delete", "pod", name, "-n", namespace, "--force", "--grace-period=0")
     until("another worker", lambda: pod(namespace, "worker")[1] not in ("", uid), namespace=namespace)
-    until("the cluster knows", lambda: nodes(namespace).get(address) == "DEAD", timeout=90)
+    until("the cluster reports the node as dead", lambda: nodes(namespace).get(address) == "DEAD", timeout=90)
 
 
 def test_the_node_lost_under_a_job(cluster: str, tmp_path: Path, on_worker: tuple[str, str]) -> None:
@@ -255,7 +255,7 @@ def test_nothing_is_lost_while_a_component_is_down(cluster: str, tmp_path: Path,
     with Followed(cluster, tmp_path, kubeconfig=theirs) as job:
         job.more()
         with outage(component, seconds, path):
-            until("it was missed", lambda: "connection lost, retrying" in job.err.read_text())
+            until("the client has noticed", lambda: "connection lost, retrying" in job.err.read_text())
         job.more()
         job.ends_well("head")
         assert job.err.read_text().count("connection lost, retrying") == 1

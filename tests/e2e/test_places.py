@@ -1,4 +1,4 @@
-"""Where the client may find itself: in a pod, between several clusters, and where Kubernetes knows nothing of Ray."""
+"""The environments of the client: in a pod, with several clusters, and on a Kubernetes without Ray's CRDs."""
 
 import json
 import subprocess
@@ -36,12 +36,12 @@ def one_line(done: Run, code: int, *words: str) -> None:
     assert all(word in done.stderr.decode() for word in words), done.stderr
 
 
-# Kubernetes knows nothing of Ray: first, while no cluster of this module's is there.
+# Without Ray's CRDs. These tests are first, because the others in this file install a cluster.
 
 
 @contextmanager
 def without_definitions() -> Iterator[None]:
-    """Ray's kinds are taken away, and put back; only where nobody can notice."""
+    """Delete Ray's CRDs and restore them afterwards; only if nothing in the cluster uses them."""
     found = [d for d in get(DEFINITIONS)["items"] if d["spec"]["group"] == "ray.io"]
     names = [f"{DEFINITIONS}/{d['metadata']['name']}" for d in found]
     used = [d["spec"]["names"]["plural"] for d in found if get(d["metadata"]["name"], "-A")["items"]]
@@ -70,7 +70,7 @@ def without_definitions() -> Iterator[None]:
 @pytest.mark.alone
 def test_a_kubernetes_without_rays_kinds(tmp_path: Path) -> None:
     nowhere = Cluster("default")
-    with without_definitions(), proxied(tmp_path, "kind-none") as (proxy, kubeconfig):  # taken for a cluster of kind
+    with without_definitions(), proxied(tmp_path, "kind-none") as (proxy, kubeconfig):  # looks like a kind cluster
         for args in (["list"], ["status"], ["submit", "--", "true"], ["exec", "--", "true"]):
             asked = client(nowhere, args[0], "--address", "kubernetes", *args[1:])
             one_line(asked, 69, "has no RayCluster resource definition: install the chart there first")
@@ -83,7 +83,7 @@ def test_a_kubernetes_without_rays_kinds(tmp_path: Path) -> None:
         )  # fmt: skip
         assert (done.returncode, "hello\n" in done.stdout) == (0, True), done.stderr
         assert "embedded" in done.stderr and "Traceback" not in done.stderr
-        assert ("GET", "/apis/ray.io/v1/rayclusters") in proxy.requests  # it was looked at, unasked
+        assert ("GET", "/apis/ray.io/v1/rayclusters") in proxy.requests  # it looked there by default
 
 
 # In a pod
@@ -103,7 +103,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def pods(ray: Cluster) -> None:
-    """One of each account, as a user's own would be."""
+    """Run one pod per service account, like a user's own pods."""
 
     def pod(name: str) -> Object:
         made = tiny_pod(name, ray.namespace, labels={"ray-workload/client": "true"})
@@ -114,10 +114,10 @@ def pods(ray: Cluster) -> None:
 
 
 def inside(ray: Cluster, *args: str, pod: str = "person", stdin: str | None = None, timeout: float = 120) -> Run:
-    """The client of the image in a pod."""
+    """Run the image's client in a pod."""
     command = ("python", "-m", "client", *args)
     done = kubectl("exec", "-i", "-n", ray.namespace, pod, "--", *command, input=stdin, check=False, timeout=timeout)
-    err = done.stderr.replace(f"command terminated with exit code {done.returncode}\n", "")  # kubectl's own
+    err = done.stderr.replace(f"command terminated with exit code {done.returncode}\n", "")  # printed by kubectl
     return Run(command, done.returncode, done.stdout.encode(), err.encode())
 
 
@@ -177,7 +177,7 @@ def test_a_pod_whose_account_may_do_nothing(ray: Cluster) -> None:
         one_line(done, 77, "rayclusters")
     done = inside(ray, "doctor", "--address", "kubernetes", pod="nobody")
     assert done.returncode == 1 and b"FAIL" in done.stdout, done.stdout
-    done = inside(ray, "submit", "--", "echo", "hello", pod="nobody")  # it sees none, as if there were none
+    done = inside(ray, "submit", "--", "echo", "hello", pod="nobody")  # it cannot see the cluster
     assert done.returncode == 0 and b"embedded" in done.stderr, done.stderr
 
 
@@ -186,7 +186,7 @@ def test_a_pod_whose_account_may_do_nothing(ray: Cluster) -> None:
 
 @pytest.fixture
 def operator(ray: Cluster) -> Iterator[list[str]]:
-    """How to scale it; it runs again in the end."""
+    """Yield the arguments that scale the operator; scale it up again at the end."""
     scale = ["scale", "deployment/kuberay-operator", "-n", ray.namespace]
     yield scale
     kubectl(*scale, "--replicas=1")
@@ -198,7 +198,7 @@ def test_a_second_cluster_in_the_namespace(ray: Cluster, operator: list[str]) ->
     selector = ("-l", "app.kubernetes.io/name=kuberay-operator")
     until("no operator", lambda: not get("pods", "-n", ray.namespace, *selector)["items"])
     spec = get("raycluster", "ray", "-n", ray.namespace)["spec"] | {"workerGroupSpecs": []}
-    # The operator's Service has a name as the chart's own might have, but no port for the node's agent.
+    # The operator's Service has a name like the chart's Service, but no port for the node agent.
     metadata = {"name": "x-api", "namespace": ray.namespace}
     head = spec["headGroupSpec"] | {"headService": {"metadata": {"name": "x-api"}}}
     container = head["template"]["spec"]["containers"][0]

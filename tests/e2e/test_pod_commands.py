@@ -1,4 +1,4 @@
-"""`exec`, `doctor`, `dashboard` and the port-forward on a cluster that the chart made, by logins that may do less."""
+"""`exec`, `doctor`, `dashboard` and the port-forward on a cluster of the chart, also with restricted logins."""
 
 import fcntl
 import hashlib
@@ -54,7 +54,7 @@ def begun(
     stdin: int = subprocess.PIPE,
     stdout: int | IO[bytes] = subprocess.PIPE,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """The client, started as a user does."""
+    """Start the client as a user would."""
     env = user_environment() | {"RAY_WORKLOAD_ADDRESS": f"kubernetes:///{ray.namespace}/ray"}
     env |= {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
     command, pipe = [sys.executable, "-m", "client", *args], subprocess.PIPE
@@ -78,7 +78,7 @@ def client(
 
 
 def checks(ray: Cluster, *args: str, kubeconfig: Path | None = None) -> tuple[int, dict[str, dict[str, str]]]:
-    """The exit code of `doctor`, and its last line of each kind."""
+    """Return the exit code of `doctor` and the last result of each check."""
     done = client(ray, "doctor", "-o", "json", *args, kubeconfig=kubeconfig)
     assert done.stderr == b""
     found = {check["check"]: check for check in json.loads(done.stdout)}
@@ -87,7 +87,7 @@ def checks(ray: Cluster, *args: str, kubeconfig: Path | None = None) -> tuple[in
 
 
 def account(ray: Cluster, name: str, rules: Sequence[Object], folder: Path, server: str | None = None) -> Path:
-    """A kubeconfig of an account that may do so much; with a `server`, by another way whose name is not checked."""
+    """Write a kubeconfig of an account with these rules; with a `server`, for that URL, without checking its name."""
     where = ray.namespace
     metadata = {"name": name, "namespace": where}
     group = "rbac.authorization.k8s.io"
@@ -209,7 +209,7 @@ def _take_terminal() -> None:
 
 
 class Screen:
-    """The client at a terminal of its own."""
+    """The client on its own terminal."""
 
     def __init__(self, ray: Cluster, *args: str) -> None:
         self.master, self.slave = pty.openpty()
@@ -239,7 +239,7 @@ class Screen:
         os.write(self.master, keys)
 
     def wait_for(self, pattern: bytes, timeout: float = 20) -> None:
-        """Until it is on the screen, from what was last waited for."""
+        """Wait until the pattern appears on the screen after the previous match."""
         end = time.monotonic() + timeout
         while not (found := re.search(pattern, self.seen)):
             left = end - time.monotonic()
@@ -263,7 +263,7 @@ def test_a_shell_at_a_terminal_follows_its_size(ray: Cluster) -> None:
         until("the new size", lambda: _size(screen) == b"40 120")
         screen.type(b"sleep 100\r")
         time.sleep(0.5)
-        screen.type(b"\x03")  # for the command there, not for us
+        screen.type(b"\x03")  # for the remote command, not for the client
         screen.wait_for(rb"\^C")
         screen.wait_for(rb"\$ ")
         screen.type(b"exit 5\r")
@@ -273,7 +273,7 @@ def test_a_shell_at_a_terminal_follows_its_size(ray: Cluster) -> None:
 
 def _size(screen: Screen) -> bytes:
     screen.type(b"stty size\r")
-    screen.wait_for(rb"stty size\r\n(?:\x1b\[\?2004l\r)?(?=\d+ \d+\r\n)")  # bash may speak of pasting
+    screen.wait_for(rb"stty size\r\n(?:\x1b\[\?2004l\r)?(?=\d+ \d+\r\n)")  # bash may print its bracketed-paste sequence
     return screen.seen.partition(b"\r\n")[0]
 
 
@@ -376,7 +376,7 @@ def test_the_dashboard_through_the_api_server(ray: Cluster) -> None:
 
 @contextmanager
 def forwarding(ray: Cluster, folder: Path) -> Iterator[tuple[Cutter, Path]]:
-    """A login that has no services/proxy but pods/portforward, by a way that can be cut."""
+    """Create a login with pods/portforward but without services/proxy, behind a proxy that can cut connections."""
     with cutter(*api_server()) as way:
         yield way, account(ray, "forwarder", [*READ, FORWARD], folder, server=f"https://127.0.0.1:{way.port}")
 
@@ -418,7 +418,7 @@ def test_a_login_that_may_use_neither(ray: Cluster, tmp_path: Path) -> None:
     assert b"services/proxy" in done.stderr
 
 
-# The head goes: last, for it takes a while until there is another.
+# The head is deleted. This test is last, because a new head takes a while to start.
 
 
 def test_the_head_deleted_under_a_command(ray: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""A cluster on ports of its own: each is used, none of the defaults is, and jobs, Serve and the test work."""
+"""A cluster with custom ports: it uses each of them and no default port; jobs, Serve and `helm test` work."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ WORKER |= {"the agent's gRPC": 8502, "agent": 8503}
 PROCESSES = range(8600, 8700)
 DEFAULTS = {6379, 8265, 10001, 8000, 8080, 52365}
 
-# It runs on the head, and its two actors on the worker at the same time.
+# Runs on the head; its two actors run on the worker at the same time.
 ON_THE_WORKER = f"""
 import json, os, socket, ray
 {LISTENING}
@@ -49,7 +49,7 @@ class App:
 serve.start(http_options={{"host": "0.0.0.0", "port": {SERVE}}})
 serve.run(App.bind())
 """
-# One answer, where the image has no Serve.
+# Sends one response in place of Serve, if the image does not have Serve.
 STAND_IN = f"""
 import http.server
 
@@ -83,7 +83,7 @@ def ray() -> Iterator[Cluster]:
 
 
 class Api:
-    """The Job API, through the API server's proxy of the Service `ray-api`."""
+    """The Job API of the Service `ray-api`, through the API server's proxy."""
 
     def __init__(self, address: str, ray: Cluster) -> None:
         self.url = f"{address}/api/v1/namespaces/{ray.namespace}/services/http:ray-api"
@@ -91,14 +91,14 @@ class Api:
         self.token = b64decode(secret["data"]["auth_token"]).decode()
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        # The API server keeps `Authorization` to itself.
+        # The API server does not forward `Authorization`.
         headers = {"X-Ray-Authorization": f"Bearer {self.token}"}
         answer = requests.request(method, self.url + path, headers=headers, json=body, timeout=30)
         answer.raise_for_status()
         return answer.json()
 
     def run(self, code: str) -> str:
-        """The log of a job that succeeded."""
+        """Run a job, assert that it succeeds, and return its log."""
         job = self.call("POST", ":8265/proxy/api/jobs/", {"entrypoint": f"python -c {shlex.quote(code)}"})
         path = f":8265/proxy/api/jobs/{job['submission_id']}"
 
@@ -131,7 +131,7 @@ def test_each_port_is_the_chosen_one_and_no_default_is_left(ray: Cluster) -> Non
 
 
 def test_what_the_pods_declare_is_what_they_listen_on(ray: Cluster) -> None:
-    """A scraper and a Service find a port by the name that the pod gives it."""
+    """Metrics scrapers and Services look up a pod's ports by name."""
     for pod in ray.pods():
         listening = ray.listening(pod["metadata"]["name"])
         declared = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}

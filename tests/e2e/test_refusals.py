@@ -1,4 +1,4 @@
-"""What is refused before anything is created, and a second cluster that uses the operator which is there."""
+"""Mistakes that are refused before anything is created, and a second cluster that uses the existing operator."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def test_a_mistake_creates_nothing(namespace: str, mistake: str) -> None:
 
 @pytest.fixture(scope="module")
 def operator() -> Iterator[str]:
-    """The namespace of an operator for the whole cluster; for its own alone, where others run that it would disturb."""
+    """Install an operator for the whole cluster, or if others run, for its own namespace; yield the namespace."""
     others = get("deployments", *OF_OPERATORS)["items"]
     with new_namespace("operator", restricted=True) as namespace:
         sets = ["ray-cluster.enabled=false", f"kuberay-operator.singleNamespaceInstall={str(bool(others)).lower()}"]

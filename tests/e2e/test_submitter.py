@@ -1,4 +1,4 @@
-"""What the Role `ray-submitter` gives: one who has it, and nothing else, uses the Job API through the API server."""
+"""The Role `ray-submitter`: an account with only this Role can use the Job API through the API server."""
 
 import asyncio
 import base64
@@ -58,7 +58,7 @@ POD_PROXY = ("pods/proxy", "get", "")
 
 
 class Submitter(NamedTuple):
-    """The account, and what it reads with its own token."""
+    """The account, and what it can read with its own token."""
 
     ray: Cluster
     login: Login
@@ -85,7 +85,7 @@ def submitter(ray: Cluster) -> Submitter:
 
 
 def may(namespace: str, *asked: tuple[str, str, str], where: str | None = None) -> dict[tuple[str, str, str], bool]:
-    """What `kubectl auth can-i` says, of all at once."""
+    """Return what `kubectl auth can-i` answers for each question, in one call."""
     reviews = []
     for kind, verb, name in asked:
         group, _, resource = (
@@ -103,7 +103,7 @@ def may(namespace: str, *asked: tuple[str, str, str], where: str | None = None) 
     return {cell: answer == "true" for cell, answer in zip(asked, said, strict=True)}
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the SDK leaves its connection to the collector
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the SDK does not close its connection
 def test_submits_follows_and_lists(submitter: Submitter) -> None:
     job = submit(submitter.jobs, LINES, submission_id="by-submitter")
     until(
@@ -123,7 +123,7 @@ def test_submits_follows_and_lists(submitter: Submitter) -> None:
 
 
 def test_stops_a_job(submitter: Submitter) -> None:
-    """Within the 30 s for a checkpoint: a shell's children are reaped by nobody, and Ray waits for them."""
+    """It may take 30 s: no process reaps the shell's children, and Ray waits for them."""
     job = submit(submitter.jobs, SLEEP)
     wait_job(submitter.jobs, job, submitter.ray.namespace, "RUNNING")
     submitter.jobs.stop_job(job)
@@ -144,7 +144,7 @@ def test_may_do_what_it_is_for_and_nothing_else(submitter: Submitter) -> None:
 
 
 def test_is_refused_by_the_api_server(submitter: Submitter) -> None:
-    """The same with real requests, for some."""
+    """Checks some of the same permissions with real requests."""
     ray, login = submitter.ray, submitter.login
     core = f"/api/v1/namespaces/{ray.namespace}"
     cluster = f"/apis/ray.io/v1/namespaces/{ray.namespace}/rayclusters/ray"

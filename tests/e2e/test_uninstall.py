@@ -1,4 +1,4 @@
-"""A cluster whose state is in Redis: it outlives its head's pod, and an uninstall leaves nothing, in Redis either."""
+"""A cluster with its state in Redis survives the loss of its head's pod; an uninstall removes everything from Redis."""
 
 import contextlib
 import time
@@ -12,10 +12,10 @@ from tests.e2e._release import Login, ray_cluster, run_job, submit, token_of, ui
 from tests.e2e.conftest import REDIS_IMAGE, Object, apply, get, helm, inventory, kubectl, new_namespace, until
 
 VALUES = ["ci/values/fault-tolerance.yaml"]
-BOUND = 90  # seconds for an uninstall; about 12 with Redis to clean up, and 30 more for a head whose job runs
+BOUND = 90  # seconds for an uninstall: about 12 with a Redis cleanup, and 30 more for a head with a running job
 CLEANUP_SECONDS = 15
 SLEEP = "import time; print('sleeps', flush=True); time.sleep(600)"
-# An actor on the worker: what runs on the head goes with it.
+# An actor on the worker, because the head's processes end with its pod.
 ACTOR = """
 import ray
 ray.init(namespace="kept")
@@ -44,7 +44,7 @@ class Installed(NamedTuple):
 
 
 def redis(namespace: str) -> list[Object]:
-    """A pod and its Service, fit for Pod Security `restricted`."""
+    """Return a Redis pod and its Service, which comply with Pod Security `restricted`."""
     container = {
         "name": "redis",
         "image": REDIS_IMAGE,
@@ -77,7 +77,7 @@ def keys_of_cluster(namespace: str) -> set[str]:
 
 
 def ray_job(namespace: str) -> Object:
-    """One that runs its job on our cluster; by the operator, which needs no pod of its own for that."""
+    """Return a RayJob on our cluster; the operator submits it itself, without a submitter pod."""
     spec = {"clusterSelector": {"ray.io/cluster": "ray"}, "submissionMode": "InteractiveMode"}
     metadata = {"name": "selected", "namespace": namespace}
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
@@ -85,7 +85,7 @@ def ray_job(namespace: str) -> Object:
 
 @pytest.fixture(scope="module")
 def with_redis() -> Iterator[tuple[str, set[str]]]:
-    """A namespace, and what is in it before there is a release."""
+    """Yield a namespace with Redis, and its inventory before the release."""
     with new_namespace("uninstall", restricted=True) as namespace:
         until("an account", lambda: not kubectl("get", "sa", "default", "-n", namespace, check=False).returncode)
         apply(*redis(namespace))
@@ -97,7 +97,7 @@ def with_redis() -> Iterator[tuple[str, set[str]]]:
 
 @pytest.fixture
 def installed(with_redis: tuple[str, set[str]]) -> Installed:
-    """A release in it, by the test before or anew."""
+    """Install the release, or upgrade that of the previous test."""
     namespace, _ = with_redis
     upgrade(namespace, values=VALUES)
     wait_ready(namespace)
@@ -111,7 +111,7 @@ def running_job(installed: Installed) -> str:
 
 
 def kept_by_finalizers(namespace: str) -> list[str]:
-    """Those that an operator must serve before they can go."""
+    """Return the objects with finalizers that only an operator removes."""
     found = get("rayclusters,rayjobs", "-n", namespace)["items"]
     return [f"{o['kind']}/{o['metadata']['name']}" for o in found if o["metadata"].get("finalizers")]
 
@@ -163,7 +163,7 @@ def test_installed_again_it_works(installed: Installed) -> None:
 
 
 def test_without_an_operator_it_ends_in_time(installed: Installed, with_redis: tuple[str, set[str]]) -> None:
-    """Nobody serves the finalizers then; what is in Redis stays."""
+    """No operator removes the finalizers, and the data in Redis remains."""
     namespace, before = with_redis
     upgrade(installed.namespace, f"cleanup.timeoutSeconds={CLEANUP_SECONDS}", values=VALUES)
     apply(ray_job(namespace))
@@ -174,4 +174,4 @@ def test_without_an_operator_it_ends_in_time(installed: Installed, with_redis: t
     with within(CLEANUP_SECONDS + 30):
         helm("uninstall", "ray", "-n", namespace, "--wait")
         until("nothing is left", lambda: inventory(namespace) == before, namespace=namespace)
-    assert keys(namespace), "the operator was there after all"
+    assert keys(namespace), "the operator was still running"

@@ -1,4 +1,4 @@
-"""`up local` and `down local` on a real cluster: what they wait for, what they refuse, and that nothing is left."""
+"""`up local` and `down local` on a real cluster: what they wait for, what they refuse, and that nothing remains."""
 
 import os
 import secrets
@@ -58,7 +58,7 @@ class Here:
         )
 
     def pods(self) -> dict[str, str]:
-        """Those of the cluster, with their ids."""
+        """Return the UIDs of the cluster's pods, by name."""
         found = get("pods", "-n", self.namespace, "-l", "ray.io/cluster=ray")["items"]
         return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in found}
 
@@ -87,7 +87,7 @@ def ray_job(name: str, labels: dict[str, str], **spec: Any) -> dict[str, Any]:
 
 
 def no_node() -> dict[str, Any]:
-    """A RayCluster's spec whose pods find no node."""
+    """Return the spec of a RayCluster whose pods cannot be scheduled."""
     container = {"name": "ray", "image": IMAGE, "resources": {"requests": {"cpu": "10m"}}}
     template = {"spec": {"nodeSelector": {"nowhere": "true"}, "containers": [container]}}
     return {"rayVersion": "2.60.0", "headGroupSpec": {"rayStartParams": {}, "template": template}}
@@ -118,7 +118,7 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
     assert refused.returncode == 2 and "set api.type=NodePort\n" in refused.stderr and "1.0.0 has no" in refused.stderr
     assert (inventory(namespace), here.revisions()) == (before, 2)
 
-    # A second worker that finds no node; then as before.
+    # A second worker that cannot be scheduled; then the previous values.
     memory = [f"ray-cluster.worker.resources.{part}.memory=900Gi" for part in ("requests", "limits")]
     two = [f"ray-cluster.worker.{name}=2" for name in ("replicas", "minReplicas", "maxReplicas")]
     late = here.up(*two, *memory, timeout=6)
@@ -159,7 +159,7 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
     ended = here.down()
     succeeded(ended, "PersistentVolumeClaim/data is kept: `--purge` deletes it")
     assert "is removed: only CRDs remain" in ended.stderr and ended.stdout == ""
-    left = f"RayService/{others}"  # without an operator now: it is the user's
+    left = f"RayService/{others}"  # it has no operator now, but belongs to the user
 
     def theirs() -> set[str]:
         return {name for name in inventory(namespace) if others not in name and not name.startswith("Pod/selects-")}
@@ -175,7 +175,7 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
 
 
 def test_up_again_with_helm_4_keeps_a_worker_that_was_added(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The autoscaler does the same; `helm upgrade` by itself is refused then, see test_upgrade."""
+    """The autoscaler also adds workers. A plain `helm upgrade` is refused in this state, see test_upgrade."""
     (here.folder / "bin").mkdir()
     (here.folder / "bin" / "helm").symlink_to(str(shutil.which(helm_of("4"))))
     monkeypatch.setenv("PATH", str(here.folder / "bin"), prepend=os.pathsep)
@@ -185,7 +185,7 @@ def test_up_again_with_helm_4_keeps_a_worker_that_was_added(here: Here, monkeypa
     kubectl("patch", "raycluster", "ray", "-n", here.namespace, "--type=json", "-p", more)
     until("one worker more", lambda: len(here.pods()) == 3, namespace=here.namespace)
     ready = ("--for=condition=Ready", "pod", "-l", "ray.io/cluster=ray", "--timeout=2m")
-    kubectl("wait", "-n", here.namespace, *ready, timeout=150)  # `up` makes pods anew that have not started
+    kubectl("wait", "-n", here.namespace, *ready, timeout=150)  # `up` recreates pods that have not started
     pods = here.pods()
     succeeded(here.up(three, "ray-cluster.head.labels.changed=head"))
     changed = get("raycluster", "ray", "-n", here.namespace)["spec"]
@@ -203,7 +203,7 @@ def test_an_image_that_cannot_be_pulled_and_a_down_that_is_killed(here: Here) ->
             if "ErrImagePull" in line and not seen:
                 seen = time.monotonic() - began
     assert process.returncode == 124, said
-    assert 0 < seen < 30, said  # the operator's own start is in it
+    assert 0 < seen < 30, said  # includes the start of the operator
     assert "nothing was removed" in said[-1] and "nowhere.invalid/ray" in said[-1]
     stuck = here.pods()
     assert len(stuck) == 2 and here.revisions() == 1
@@ -215,7 +215,7 @@ def test_an_image_that_cannot_be_pulled_and_a_down_that_is_killed(here: Here) ->
         until("the release is being removed", lambda: "uninstalling" in status(here), namespace=here.namespace)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    refused = here.up(timeout=10)  # at this point, or after helm went on by itself
+    refused = here.up(timeout=10)  # refused now, or later if helm could continue
     if refused.returncode:
         assert "`down`" in refused.stderr or refused.returncode in (1, 124), refused.stderr
     succeeded(here.down(), "release ray in")
@@ -238,7 +238,7 @@ def test_down_where_the_hook_has_no_image(here: Here) -> None:
 def test_a_quota_is_the_reason(here: Here) -> None:
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": here.namespace}})
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": here.namespace}}
-    apply({**quota, "spec": {"hard": {"pods": "1"}}})  # the operator has it
+    apply({**quota, "spec": {"hard": {"pods": "1"}}})  # the operator's pod uses it up
 
     def counted() -> bool:
         return "hard" in get("quota", "few", "-n", here.namespace).get("status", {})

@@ -1,4 +1,4 @@
-"""Upgrades: what they replace, what they leave alone, and how they end when they are cut off."""
+"""Upgrades: what they replace, what they keep, and how to recover when they are interrupted."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ IN_PROGRESS = "another operation (install/upgrade/rollback) is in progress"
 
 @pytest.fixture(scope="module")
 def release() -> Iterator[str]:
-    """The namespace of one that all but the last tests upgrade; each leaves the pods as its own upgrades want them."""
+    """Install the release that all tests except the last ones upgrade; each test leaves its pods up to date."""
     with new_namespace("upgrade", restricted=True) as namespace:
         upgrade(namespace)
         wait_ready(namespace)
@@ -67,7 +67,7 @@ def test_rollout_replaces_head_and_worker_once(release: str) -> None:
 
 
 def armed(namespace: str) -> str:
-    """With rollout on, and pods that are up to date; what their image is."""
+    """Turn rollout on, with pods that are up to date; return their image."""
     (image,) = images(namespace)
     upgrade(namespace, ROLLOUT, image=image)
     assert strategy(namespace) == "Recreate"
@@ -83,14 +83,14 @@ def test_switched_off_it_disarms(release: str) -> None:
 
 
 def test_switched_off_together_with_a_change_it_leaves_the_pods(release: str) -> None:
-    """Jobs must not end by the very upgrade that asks for it no more."""
+    """An upgrade that turns rollout off must not end jobs."""
     image = armed(release)
     leaves_the_pods(release, image=other(image))
     assert strategy(release) == "None"
 
 
 def test_killed_half_way_it_can_be_mended(release: str) -> None:
-    """Helm leaves a lock; `helm rollback` takes it away, and the same upgrade then ends well."""
+    """Helm leaves a lock; `helm rollback` removes it, and the same upgrade then succeeds."""
     (image,) = images(release)
     upgrade(release, image=image)
     token, before = token_of(release), uids(release)
@@ -109,11 +109,11 @@ def test_killed_half_way_it_can_be_mended(release: str) -> None:
     assert strategy(release) == "Recreate"
     assert json.loads(helm("status", "ray", "-n", release, "-o", "json").stdout)["info"]["status"] == "deployed"
     assert token_of(release) == token
-    assert not [name for name in inventory(release) if "rollout" in name]  # of the hook that was cut off
+    assert not [name for name in inventory(release) if "rollout" in name]  # from the interrupted hook
 
 
 def helm_of(major: str) -> str:
-    """The one on PATH, or HELM4, whichever is of this version."""
+    """Return the helm of this major version: the one on PATH, or HELM4."""
     for tool in ("helm", *([HELM4] if HELM4 else [])):
         if helm("version", "--short", tool=tool).stdout.startswith(f"v{major}."):
             return tool
@@ -121,7 +121,7 @@ def helm_of(major: str) -> str:
 
 
 def scaled_by_hand(namespace: str, tool: str) -> dict[str, str]:
-    """A release with one worker more than its values say."""
+    """Install a release and add one worker by hand; return its pods."""
     upgrade(namespace, "ray-cluster.worker.maxReplicas=3", tool=tool)
     more = [{"op": "replace", "path": "/spec/workerGroupSpecs/0/replicas", "value": 2}]
     until("a worker", lambda: len(pods(namespace)) == 2, namespace=namespace)
@@ -138,7 +138,7 @@ def test_workers_scaled_by_hand_survive_with_helm_3(namespace: str) -> None:
     tool, sets = helm_of("3"), ["ray-cluster.worker.maxReplicas=3"]
     before = scaled_by_hand(namespace, tool)
     upgrade(namespace, *sets, tool=tool)
-    sets.append("ray-cluster.head.labels.changed=head")  # and one that leaves the groups as they are
+    sets.append("ray-cluster.head.labels.changed=head")  # and a change that does not affect the worker groups
     upgrade(namespace, *sets, tool=tool)
     stays("workers", lambda: (replicas(namespace), uids(namespace)), (2, before))
     sets.append("ray-cluster.worker.labels.changed=group")  # as the chart's README says
@@ -147,9 +147,9 @@ def test_workers_scaled_by_hand_survive_with_helm_3(namespace: str) -> None:
 
 
 def test_workers_scaled_by_hand_are_a_conflict_with_helm_4(namespace: str) -> None:
-    """It applies on the server, where the groups are one value, and another has changed it: it refuses.
+    """Helm 4 uses server-side apply, where all groups are one value: it reports a conflict with the other change.
 
-    Asked once to apply as Helm 3 does, it goes on like that, and the workers survive.
+    After one upgrade with client-side apply, as in Helm 3, it continues with that, and the workers survive.
     """
     tool, sets = helm_of("4"), ["ray-cluster.worker.maxReplicas=3"]
     before = scaled_by_hand(namespace, tool)
