@@ -52,8 +52,8 @@ def rollout(strategy: str) -> None:
 def cleanup(seconds: float) -> None:
     """Delete the cluster and the RayJobs that select it, and wait until these objects and the pods are gone.
 
-    After `seconds`, remove the finalizers, because without an operator nothing else removes them. If the hook cannot run,
-    `end_cluster` in client/chart/remains.py deletes the same objects.
+    After `seconds`, remove the finalizers, because without an operator nothing else removes them. If the hook cannot
+    run, `end_cluster` in client/chart/remains.py deletes the same objects.
     """
     jobs = (call("GET", f"{RAY}/rayjobs") or {"items": []})["items"]
     selecting = [job for job in jobs if (job["spec"].get("clusterSelector") or {}).get("ray.io/cluster") == CLUSTER]

@@ -8,8 +8,8 @@
 {{ int $port }}
 {{- end -}}
 
-{{/* A port number from the parameters of `ray start`, or the default (see ray_constants.py). The upstream chart also reads
-     the old name of rayStartParams, `initArgs`. Takes (list GROUP NAME DEFAULT). */}}
+{{/* A port number from the parameters of `ray start`, or the default (see ray_constants.py). The upstream chart also
+     reads the old name of rayStartParams, `initArgs`. Takes (list GROUP NAME DEFAULT). */}}
 {{- define "ray-workload.startPort" -}}
 {{- $group := index . 0 -}}
 {{- $given := merge dict ($group.initArgs | default dict) ($group.rayStartParams | default dict) -}}
