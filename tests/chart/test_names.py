@@ -19,11 +19,11 @@ CLUSTERS = {
     f"ray-{LONG}"[:53]: f"ray-{LONG}"[:53],
 }
 REFUSED = {
-    LONG[:51]: "has 55 characters, and may have 53: set ray-cluster.fullnameOverride",
-    f"x{LONG}"[:53]: "has 57 characters, and may have 53: set ray-cluster.fullnameOverride",
-    "1ray": "the cluster's name 1ray must begin with a letter",
-    "2-b": "the cluster's name 2-b-ray must begin with a letter",
-    "my.ray": "the cluster's name my.ray must begin with a letter and hold a-z, 0-9 and - only",
+    LONG[:51]: "has 55 characters, but at most 53 are allowed: set ray-cluster.fullnameOverride",
+    f"x{LONG}"[:53]: "has 57 characters, but at most 53 are allowed: set ray-cluster.fullnameOverride",
+    "1ray": "the cluster name 1ray must start with a letter",
+    "2-b": "the cluster name 2-b-ray must start with a letter",
+    "my.ray": "the cluster name my.ray must start with a letter, contain only a-z, 0-9 and -",
 }
 EVERY_SWITCH: dict[str, Any] = {
     "rollout.enabled": True,
@@ -126,7 +126,7 @@ READ_AS_OTHERS: dict[str, dict[str, Any]] = {
 def test_names_that_yaml_reads_as_something_else(which: str, render: Render) -> None:
     """The API server takes no number, word or null for a name, and upstream's templates do not quote."""
     given = READ_AS_OTHERS[which]
-    with pytest.raises(RenderError, match="reads as a number or a word of YAML"):
+    with pytest.raises(RenderError, match="which YAML reads as a number or a keyword"):
         render(**{**given, "values": nest(given["values"])})
 
 

@@ -211,14 +211,14 @@ def test_a_token_from_a_file(render: Render, tmp_path: Path) -> None:
     assert decoded(find(rendered("right", f"{TOKEN}\n"), "Secret", "ray-auth-token")) == {"auth_token": TOKEN}
     wrong = {"a blank": f"{PLANTED} x", "lines": f"{PLANTED}\n{PLANTED}\n", "unicode": f"{PLANTED}\u00e9"}
     for name, content in wrong.items():
-        with pytest.raises(RenderError, match=r"auth\.token may hold") as error:
+        with pytest.raises(RenderError, match=r"auth\.token contains characters that are not allowed") as error:
             rendered(name, content)
         assert not shows(str(error.value))
 
 
 def test_a_token_among_the_variables_is_not_in_the_error(render: Render) -> None:
     env = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "value": TOKEN}]
-    with pytest.raises(RenderError, match="ray-cluster.common.containerEnv holds the token itself") as error:
+    with pytest.raises(RenderError, match="ray-cluster.common.containerEnv contains the token in plain text") as error:
         render(values={"ray-cluster": {"common": {"containerEnv": env}}})
     assert not shows(str(error.value))
 

@@ -1,6 +1,6 @@
-"""What `helm test` runs: the API answers, asks for its token, and a job runs to its end.
+"""The script of `helm test`: check that the API answers, that it requires the token, and that a job succeeds.
 
-The cluster's API is URL in the environment, its token RAY_AUTH_TOKEN, if it has one. Standard library alone.
+Environment: URL is the address of the API. RAY_AUTH_TOKEN is the token, if authentication is enabled.
 """
 
 import json
@@ -14,7 +14,7 @@ URL, TOKEN = os.environ["URL"], os.environ.get("RAY_AUTH_TOKEN")
 
 
 def call(method: str, path: str, body: object = None, *, token: str | None = TOKEN) -> tuple[int, Any]:
-    """The status code, and the answer where there is one."""
+    """Return the status code and the body of the response. The body is None after an error."""
     request = urllib.request.Request(URL + path, method=method)
     if token:
         request.add_header("Authorization", f"Bearer {token}")
@@ -29,14 +29,14 @@ def call(method: str, path: str, body: object = None, *, token: str | None = TOK
 
 
 def check(what: str, found: object, wanted: object) -> None:
-    """Say it, and end the test where it is not so."""
+    """Print the result, and fail the test if it is not the wanted one."""
     print(f"{what}: {found}")
     if found != wanted:
-        raise SystemExit(f"{what}: {found}, and not {wanted}")
+        raise SystemExit(f"{what}: got {found}, expected {wanted}")
 
 
 def reached() -> bool:
-    """Whether anything answers."""
+    """Return whether the API answers."""
     try:
         call("GET", "/api/version")
     except OSError as error:
@@ -45,19 +45,19 @@ def reached() -> bool:
     return True
 
 
-# A NetworkPolicy admits a new pod only once its controller has seen the pod's address.
+# Network policies admit a new pod only after the network plugin has learned its address.
 end = time.monotonic() + 30
 while not reached() and time.monotonic() < end:
     time.sleep(0.5)
 
 if TOKEN:
-    check("without the token", call("GET", "/api/jobs/", token=None)[0], 401)
-    check("with a wrong one", call("GET", "/api/jobs/", token="wrong")[0], 403)
-check("with the token" if TOKEN else "without a token", call("GET", "/api/jobs/")[0], 200)
+    check("request without the token", call("GET", "/api/jobs/", token=None)[0], 401)
+    check("request with a wrong token", call("GET", "/api/jobs/", token="wrong")[0], 403)
+check("request with the token" if TOKEN else "request without a token", call("GET", "/api/jobs/")[0], 200)
 
 TASK = "import ray; ray.init(); print(ray.get(ray.remote(lambda: 6 * 7).remote()))"
 status, job = call("POST", "/api/jobs/", {"entrypoint": f"python -c '{TASK}'"})
-check("a job is taken", status, 200)
+check("submit a job", status, 200)
 end = time.monotonic() + 120
 found: dict[str, Any] = {}
 while found.get("status") not in ("SUCCEEDED", "FAILED", "STOPPED") and time.monotonic() < end:
@@ -65,4 +65,4 @@ while found.get("status") not in ("SUCCEEDED", "FAILED", "STOPPED") and time.mon
     found = call("GET", f"/api/jobs/{job['submission_id']}")[1] or {}
 if found.get("status") != "SUCCEEDED":
     print(found.get("message"))
-check("it ends", found.get("status"), "SUCCEEDED")
+check("status of the job", found.get("status"), "SUCCEEDED")

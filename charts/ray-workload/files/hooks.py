@@ -1,9 +1,9 @@
-"""What the chart's hooks do to their RayCluster, in a pod of the Ray image with the standard library alone.
+"""The script of the chart's hooks. It runs in a pod of the Ray image and uses only the standard library.
 
-    hooks.py rollout Recreate|None   what the operator does to the pods when the cluster's spec changes
-    hooks.py cleanup SECONDS         delete the cluster while the operator is there to clean up behind it
+    hooks.py rollout Recreate|None   set whether the operator replaces the pods when the cluster's spec changes
+    hooks.py cleanup SECONDS         delete the cluster while the operator is still running
 
-The cluster is NAMESPACE/CLUSTER in the environment. The API's paths and the strategy are of KubeRay 1.7.0.
+Environment: NAMESPACE and CLUSTER name the RayCluster. The API paths and the strategies are those of KubeRay 1.7.0.
 """
 
 import json
@@ -23,7 +23,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def call(method: str, path: str, body: object = None) -> Any:
-    """The API server's answer, or None where there is no such object (or no such kind)."""
+    """Return the response of the API server, or None if the object or its kind does not exist."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     host = f"[{host}]" if ":" in host else host
     request = urllib.request.Request(f"https://{host}:{port}{path}", method=method)
@@ -32,7 +32,7 @@ def call(method: str, path: str, body: object = None) -> Any:
         request.data = json.dumps(body).encode()
         request.add_header("Content-Type", "application/merge-patch+json")
     tls = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
-    tls.verify_flags &= ~ssl.VERIFY_X509_STRICT  # Python 3.13 has it, and CAs of old clusters fail it
+    tls.verify_flags &= ~ssl.VERIFY_X509_STRICT  # Python 3.13 sets it by default, and CAs of old clusters fail it
     try:
         with urllib.request.urlopen(request, timeout=10, context=tls) as answer:
             return json.load(answer)
@@ -43,17 +43,17 @@ def call(method: str, path: str, body: object = None) -> Any:
 
 
 def rollout(strategy: str) -> None:
-    """Set the cluster's upgrade strategy, which upstream's chart 1.7.0 cannot render and Helm so leaves alone."""
+    """Set the upgrade strategy of the cluster. The upstream chart 1.7.0 cannot render this field."""
     if call("PATCH", THE_CLUSTER, {"spec": {"upgradeStrategy": {"type": strategy}}}) is None:
-        raise SystemExit(f"there is no RayCluster {NAMESPACE}/{CLUSTER}")
-    print(f"RayCluster {NAMESPACE}/{CLUSTER}: upgrade strategy {strategy}")
+        raise SystemExit(f"RayCluster {NAMESPACE}/{CLUSTER} does not exist")
+    print(f"set the upgrade strategy of RayCluster {NAMESPACE}/{CLUSTER} to {strategy}")
 
 
 def cleanup(seconds: float) -> None:
-    """Delete the cluster and the RayJobs that select it, and wait until they and the pods are gone.
+    """Delete the cluster and the RayJobs that select it, and wait until these objects and the pods are gone.
 
-    When the time is over, their finalizers are removed: without an operator, nobody else would do it.
-    Where this cannot run, `end_cluster` in client/chart/remains.py deletes the same objects.
+    After `seconds`, remove the finalizers, because without an operator nothing else removes them. If the hook cannot
+    run, `end_cluster` in client/chart/remains.py deletes the same objects.
     """
     jobs = (call("GET", f"{RAY}/rayjobs") or {"items": []})["items"]
     selecting = [job for job in jobs if (job["spec"].get("clusterSelector") or {}).get("ray.io/cluster") == CLUSTER]
@@ -70,7 +70,7 @@ def cleanup(seconds: float) -> None:
         time.sleep(0.5)
     for path in objects:
         if call("PATCH", path, {"metadata": {"finalizers": None}}):
-            print(f"{path} was not gone after {seconds:g} s: its finalizers are removed, its data in Redis may remain")
+            print(f"{path} still existed after {seconds:g} s: removed its finalizers; its data in Redis may remain")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-{{/* The RayCluster's name, by upstream's own rule; empty where the release has no cluster. */}}
+{{/* The name of the RayCluster, from the upstream chart. Empty if the release has no cluster. */}}
 {{- define "ray-workload.cluster" -}}
 {{- with index .Subcharts "ray-cluster" }}{{ include "ray-cluster.fullname" . }}{{ end -}}
 {{- end -}}
@@ -19,7 +19,7 @@
 {{ include "ray-workload.cluster" . }}-cleanup
 {{- end -}}
 
-{{/* The Secret of the token. The chart's own is fixed: the values that refer to it cannot be templates. */}}
+{{/* The Secret of the token. The default name is fixed, because the values that refer to it cannot be templates. */}}
 {{- define "ray-workload.authSecret" -}}
 {{ .Values.auth.existingSecret | default "ray-auth-token" }}
 {{- end -}}
@@ -32,7 +32,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* What the operator puts on the head pod. */}}
+{{/* Labels that the operator sets on the head pod. */}}
 {{- define "ray-workload.headSelector" -}}
 ray.io/cluster: {{ include "ray-workload.cluster" . }}
 ray.io/node-type: head

@@ -1,4 +1,4 @@
-{{/* A port of the head, by the name it has in `head.ports`. Takes (list . NAME DEFAULT). */}}
+{{/* The number of the port with this name in `head.ports`, or the default. Takes (list . NAME DEFAULT). */}}
 {{- define "ray-workload.headPort" -}}
 {{- $name := index . 1 -}}
 {{- $port := index . 2 -}}
@@ -8,8 +8,8 @@
 {{ int $port }}
 {{- end -}}
 
-{{/* A port that `ray start` is told, or its default (ray_constants.py). `initArgs` is upstream's old name of rayStartParams.
-     Takes (list GROUP NAME DEFAULT). */}}
+{{/* A port number from the parameters of `ray start`, or the default (see ray_constants.py). The upstream chart also
+     reads the old name of rayStartParams, `initArgs`. Takes (list GROUP NAME DEFAULT). */}}
 {{- define "ray-workload.startPort" -}}
 {{- $group := index . 0 -}}
 {{- $given := merge dict ($group.initArgs | default dict) ($group.rayStartParams | default dict) -}}
@@ -20,7 +20,7 @@
 {{ include "ray-workload.startPort" (list . "dashboard-agent-listen-port" 52365) }}
 {{- end -}}
 
-{{/* The worker groups that are on, as YAML: name -> its values. */}}
+{{/* The enabled worker groups as YAML: a map from the name to the values. */}}
 {{- define "ray-workload.groups" -}}
 {{- $cluster := index .Values "ray-cluster" -}}
 {{- $groups := dict -}}

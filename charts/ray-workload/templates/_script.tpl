@@ -1,4 +1,4 @@
-{{/* A pod that runs one of `files/` in the Ray image, where the head would run.
+{{/* A pod that runs a script of `files/` in the Ray image, preferably on a node where the head can run.
      Takes (dict "context" $ "script" FILE "args" LIST "env" LIST). */}}
 {{- define "ray-workload.scriptPod" -}}
 {{- $cluster := index .context.Values "ray-cluster" -}}
@@ -9,7 +9,7 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $cluster.head.nodeSelector }}
-# Rather there, but anywhere where there is no such node: an uninstall must not wait for one.
+# Preferred, not required: an uninstall must not wait for such a node.
 affinity:
   nodeAffinity:
     preferredDuringSchedulingIgnoredDuringExecution:

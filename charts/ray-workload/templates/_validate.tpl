@@ -1,4 +1,4 @@
-{{/* Every mistake that the schema cannot see, each with its fix, as a list. Rendered by validate.yaml. */}}
+{{/* A JSON list of the mistakes that the schema cannot detect, each with its fix. validate.yaml reports them. */}}
 {{- define "ray-workload.mistakes" -}}
 {{- $found := list -}}
 {{- $operator := index .Values "kuberay-operator" -}}
@@ -7,17 +7,17 @@
     {{- $found = append $found "kuberay-operator.replicas is more than 1: set kuberay-operator.leaderElectionEnabled=true" -}}
   {{- end -}}
   {{- if and $operator.watchNamespace (not (has .Release.Namespace $operator.watchNamespace)) (include "ray-workload.cluster" .) -}}
-    {{- $found = append $found (printf "kuberay-operator.watchNamespace does not have the release's own namespace: add %s" .Release.Namespace) -}}
+    {{- $found = append $found (printf "kuberay-operator.watchNamespace does not contain the namespace of the release: add %s" .Release.Namespace) -}}
   {{- end -}}
   {{- if not $operator.singleNamespaceInstall -}}
     {{- range dig "items" list (lookup "apps/v1" "Deployment" "" "" | default dict) -}}
       {{- if and (eq "kuberay-operator" (dig "metadata" "labels" "app.kubernetes.io/name" "" .)) (ne (printf "%s/%s" $.Release.Namespace $.Release.Name) (printf "%s/%s" .metadata.namespace (dig "metadata" "annotations" "meta.helm.sh/release-name" "" .))) -}}
-        {{- $found = append $found (printf "a KubeRay operator runs already in namespace %s: set kuberay-operator.enabled=false to use it" .metadata.namespace) -}}
+        {{- $found = append $found (printf "a KubeRay operator is already running in namespace %s: set kuberay-operator.enabled=false to use it" .metadata.namespace) -}}
       {{- end -}}
     {{- end -}}
   {{- end -}}
 {{- else if not (index .Values "ray-cluster" "enabled") -}}
-  {{- $found = append $found "kuberay-operator.enabled and ray-cluster.enabled are both false: nothing is left to install" -}}
+  {{- $found = append $found "kuberay-operator.enabled and ray-cluster.enabled are both false: enable at least one" -}}
 {{- end -}}
 {{- if include "ray-workload.cluster" . -}}
   {{- $found = concat $found (include "ray-workload.mistakes.cluster" . | fromJsonArray) -}}
@@ -30,12 +30,12 @@
 {{ toJson $found }}
 {{- end -}}
 
-{{/* Not empty where YAML takes a name for something else: upstream's charts do not quote theirs. */}}
+{{/* Not empty if YAML reads a name as a number, a boolean or null. The upstream charts do not quote names. */}}
 {{- define "ray-workload.misread" -}}
 {{ regexFind "^([0-9][0-9._]*(e[-+]?[0-9]+)?|0[xob][0-9a-f_]+|true|false|yes|no|on|off|null|y|n)$" . }}
 {{- end -}}
 
-{{/* Where a worker group stands in the values. Takes (list $ NAME). */}}
+{{/* The path of a worker group in the values. Takes (list $ NAME). */}}
 {{- define "ray-workload.groupPath" -}}
 {{- $worker := index (index . 0).Values "ray-cluster" "worker" -}}
 {{- if and (eq (index . 1) $worker.groupName) (not $worker.disabled) }}ray-cluster.worker
@@ -49,30 +49,30 @@
 {{- $ray := index .Values "ray-cluster" -}}
 {{- $head := $ray.head -}}
 {{- if gt (len $cluster) 53 -}}
-  {{- $found = append $found (printf "the cluster's name %s has %d characters, and may have 53: set ray-cluster.fullnameOverride" $cluster (len $cluster)) -}}
+  {{- $found = append $found (printf "the cluster name %s has %d characters, but at most 53 are allowed: set ray-cluster.fullnameOverride" $cluster (len $cluster)) -}}
 {{- else if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $cluster) -}}
-  {{- $found = append $found (printf "the cluster's name %s must begin with a letter and hold a-z, 0-9 and - only: set ray-cluster.fullnameOverride" $cluster) -}}
+  {{- $found = append $found (printf "the cluster name %s must start with a letter, contain only a-z, 0-9 and -, and not end with -: set ray-cluster.fullnameOverride" $cluster) -}}
 {{- end -}}
-{{- range $what, $name := dict "release" .Release.Name "namespace" .Release.Namespace "cluster" $cluster "account of the head" .Values.serviceAccounts.head.name "account of the head pod" $head.serviceAccountName "account of the workers" .Values.serviceAccounts.worker.name -}}
+{{- range $what, $name := dict "the release name" .Release.Name "the namespace" .Release.Namespace "the cluster name" $cluster "serviceAccounts.head.name" .Values.serviceAccounts.head.name "ray-cluster.head.serviceAccountName" $head.serviceAccountName "serviceAccounts.worker.name" .Values.serviceAccounts.worker.name -}}
   {{- if include "ray-workload.misread" $name -}}
-    {{- $found = append $found (printf "the name of the %s, %s, reads as a number or a word of YAML: choose another" $what $name) -}}
+    {{- $found = append $found (printf "%s is %q, which YAML reads as a number or a keyword: choose another name" $what $name) -}}
   {{- end -}}
 {{- end -}}
 {{- $accounts := .Values.serviceAccounts -}}
 {{- if and $accounts.head.create $accounts.worker.create (eq $accounts.head.name $accounts.worker.name) -}}
-  {{- $found = append $found (printf "serviceAccounts.head.name and serviceAccounts.worker.name are both %s: make them two, or set serviceAccounts.worker.create=false" $accounts.head.name) -}}
+  {{- $found = append $found (printf "serviceAccounts.head.name and serviceAccounts.worker.name are both %s: use different names, or set serviceAccounts.worker.create=false" $accounts.head.name) -}}
 {{- end -}}
 {{- $version := regexFind "^[0-9]+\\.[0-9]+\\.[0-9]+" ($head.rayVersion | default "") -}}
 {{- if not $version -}}
   {{- $found = append $found "ray-cluster.head.rayVersion is missing: set it to the Ray version of the image, e.g. 2.60.0" -}}
 {{- else -}}
   {{- if and .Values.auth.enabled (semverCompare "<2.52.0" $version) -}}
-    {{- $found = append $found (printf "ray-cluster.head.rayVersion %s has no token authentication: use Ray 2.52.0 or later, or set auth.enabled=false" $version) -}}
+    {{- $found = append $found (printf "ray-cluster.head.rayVersion is %s, which does not support token authentication: use Ray 2.52.0 or later, or set auth.enabled=false" $version) -}}
   {{- end -}}
   {{- $image := $head.image | default $ray.image -}}
   {{- $tag := regexFind "^[0-9]+\\.[0-9]+\\.[0-9]+" $image.tag -}}
   {{- if and $tag (ne $tag $version) -}}
-    {{- $found = append $found (printf "ray-cluster.head.rayVersion is %s, and the tag of the image %s: make them the same version" $version $image.tag) -}}
+    {{- $found = append $found (printf "ray-cluster.head.rayVersion is %s, but the image tag is %s: use the same version in both" $version $image.tag) -}}
   {{- end -}}
 {{- end -}}
 {{- if $head.ports -}}
@@ -80,21 +80,21 @@
   {{- range $head.ports }}{{ $names = append $names .name }}{{ end -}}
   {{- $dashboard := include "ray-workload.startPort" (list $head "dashboard-port" 8265) -}}
   {{- if not (has "dashboard" $names) -}}
-    {{- $found = append $found (printf "ray-cluster.head.ports has none named dashboard: add {name: dashboard, containerPort: %s}" $dashboard) -}}
+    {{- $found = append $found (printf "ray-cluster.head.ports has no port named dashboard: add {name: dashboard, containerPort: %s}" $dashboard) -}}
   {{- else if ne $dashboard (include "ray-workload.headPort" (list . "dashboard" 8265)) -}}
-    {{- $found = append $found (printf "ray-cluster.head.ports: the port named dashboard is not that of rayStartParams.dashboard-port: make it %s" $dashboard) -}}
+    {{- $found = append $found (printf "ray-cluster.head.ports: the port named dashboard differs from rayStartParams.dashboard-port: set it to %s" $dashboard) -}}
   {{- end -}}
   {{- range $name, $parameter := dict "gcs-server" "port" "client" "ray-client-server-port" "metrics" "metrics-export-port" -}}
     {{- $wanted := include "ray-workload.startPort" (list $head $parameter 0) -}}
     {{- if not (has $wanted (list "0" (include "ray-workload.headPort" (list $ $name 0)))) -}}
-      {{- $found = append $found (printf "ray-cluster.head.ports: none named %s is %s, as rayStartParams.%s says: add {name: %s, containerPort: %s}" $name $wanted $parameter $name $wanted) -}}
+      {{- $found = append $found (printf "ray-cluster.head.ports has no port named %s with the number %s of rayStartParams.%s: add {name: %s, containerPort: %s}" $name $wanted $parameter $name $wanted) -}}
     {{- end -}}
   {{- end -}}
 {{- else -}}
-  {{- $found = append $found "ray-cluster.head.ports is empty: add {name: dashboard, containerPort: 8265} and the others of values.yaml" -}}
+  {{- $found = append $found "ray-cluster.head.ports is empty: add {name: dashboard, containerPort: 8265} and the other ports of values.yaml" -}}
 {{- end -}}
 {{- if and .Values.serviceAccounts.head.create (ne $head.serviceAccountName .Values.serviceAccounts.head.name) -}}
-  {{- $found = append $found (printf "ray-cluster.head.serviceAccountName is %q, and serviceAccounts.head.name %q: make them the same, or set serviceAccounts.head.create=false" $head.serviceAccountName .Values.serviceAccounts.head.name) -}}
+  {{- $found = append $found (printf "ray-cluster.head.serviceAccountName is %q, but serviceAccounts.head.name is %q: use the same name in both, or set serviceAccounts.head.create=false" $head.serviceAccountName .Values.serviceAccounts.head.name) -}}
 {{- end -}}
 {{- if $head.enableInTreeAutoscaling -}}
   {{- $mounts := list -}}
@@ -102,23 +102,23 @@
   {{- $volumes := list -}}
   {{- range $head.volumes }}{{ $volumes = append $volumes .name }}{{ end -}}
   {{- if and .Values.serviceAccounts.head.create (not (and (has "api-token" $mounts) (has "api-token" $volumes))) -}}
-    {{- $found = append $found "ray-cluster.head.enableInTreeAutoscaling: the autoscaler has no API token: keep the volume api-token of values.yaml in ray-cluster.head.volumes and in ray-cluster.head.autoscalerOptions.volumeMounts" -}}
+    {{- $found = append $found "ray-cluster.head.enableInTreeAutoscaling is true, but the autoscaler has no API token: copy the volume api-token from values.yaml to ray-cluster.head.volumes and its mount to ray-cluster.head.autoscalerOptions.volumeMounts" -}}
   {{- end -}}
   {{- if and (eq "v2" (dig "autoscalerOptions" "version" "v1" $head)) (not (has ($head.restartPolicy | default "") (list "" "Never"))) -}}
-    {{- $found = append $found (printf "ray-cluster.head.restartPolicy is %s: the autoscaler v2 takes Never, or none set" $head.restartPolicy) -}}
+    {{- $found = append $found (printf "ray-cluster.head.restartPolicy is %s, but the autoscaler v2 requires Never: set it to Never or remove it" $head.restartPolicy) -}}
   {{- end -}}
 {{- end -}}
 {{- if and $ray.gcsFaultTolerance.enabled (not $ray.gcsFaultTolerance.redisAddress) -}}
-  {{- $found = append $found "ray-cluster.gcsFaultTolerance.enabled needs ray-cluster.gcsFaultTolerance.redisAddress, e.g. redis:6379" -}}
+  {{- $found = append $found "ray-cluster.gcsFaultTolerance.enabled is true, but ray-cluster.gcsFaultTolerance.redisAddress is missing: set it, e.g. to redis:6379" -}}
 {{- end -}}
 {{- if dig "redisPassword" "value" "" $ray.gcsFaultTolerance -}}
-  {{- $found = append $found "ray-cluster.gcsFaultTolerance.redisPassword holds the password itself: name its Secret in valueFrom.secretKeyRef instead" -}}
+  {{- $found = append $found "ray-cluster.gcsFaultTolerance.redisPassword contains the password in plain text: refer to a Secret with valueFrom.secretKeyRef instead" -}}
 {{- end -}}
 {{- if and .Values.api.nodePort (ne .Values.api.type "NodePort") -}}
-  {{- $found = append $found (printf "api.nodePort is set and api.type is %s: set api.type=NodePort" .Values.api.type) -}}
+  {{- $found = append $found (printf "api.nodePort is set, but api.type is %s: set api.type=NodePort" .Values.api.type) -}}
 {{- end -}}
 {{- if and .Values.metrics.podMonitor.enabled .Values.metrics.podMonitoring.enabled -}}
-  {{- $found = append $found "metrics.podMonitor and metrics.podMonitoring are both enabled, and would count twice: set one to false" -}}
+  {{- $found = append $found "metrics.podMonitor and metrics.podMonitoring are both enabled, which collects metrics twice: disable one" -}}
 {{- end -}}
 {{ toJson $found }}
 {{- end -}}
@@ -128,7 +128,7 @@
 {{- $secret := include "ray-workload.authSecret" . -}}
 {{- $ray := index .Values "ray-cluster" -}}
 {{- if not (regexMatch "^[!-~]*$" (trim .Values.auth.token)) -}}
-  {{- $found = append $found "auth.token may hold printable ASCII without spaces only, on one line" -}}
+  {{- $found = append $found "auth.token contains characters that are not allowed: use printable ASCII without spaces, on one line" -}}
 {{- end -}}
 {{- $groups := dict "ray-cluster.head" $ray.head -}}
 {{- range $name, $group := include "ray-workload.groups" . | fromYaml -}}
@@ -137,7 +137,7 @@
 {{- range $where, $group := $groups -}}
   {{- range $group.containerEnv -}}
     {{- if has .name (list "RAY_AUTH_MODE" "RAY_AUTH_TOKEN") -}}
-      {{- $found = append $found (printf "%s.containerEnv has %s, which belongs into ray-cluster.common.containerEnv alone: remove it" $where .name) -}}
+      {{- $found = append $found (printf "%s.containerEnv contains %s, which is allowed only in ray-cluster.common.containerEnv: remove it" $where .name) -}}
     {{- end -}}
   {{- end -}}
 {{- end -}}
@@ -153,17 +153,17 @@
   {{- range $env -}}
     {{- if eq .name "RAY_AUTH_MODE" }}{{ $mode = .value }}{{ end -}}
     {{- if eq .name "RAY_AUTH_TOKEN" }}{{ $from = dig "valueFrom" "secretKeyRef" dict . }}{{ end -}}
-    {{- if and (eq .name "RAY_AUTH_TOKEN") .value }}{{ $found = append $found (printf "%s holds the token itself: name its Secret in valueFrom.secretKeyRef instead" $where) }}{{ end -}}
+    {{- if and (eq .name "RAY_AUTH_TOKEN") .value }}{{ $found = append $found (printf "%s contains the token in plain text: refer to a Secret with valueFrom.secretKeyRef instead" $where) }}{{ end -}}
   {{- end -}}
   {{- if $.Values.auth.enabled -}}
     {{- if ne $mode "token" -}}
-      {{- $found = append $found (printf "auth.enabled: %s has no RAY_AUTH_MODE: add {name: RAY_AUTH_MODE, value: token}" $where) -}}
+      {{- $found = append $found (printf "auth.enabled is true, but %s does not set RAY_AUTH_MODE to token: add {name: RAY_AUTH_MODE, value: token}" $where) -}}
     {{- end -}}
     {{- if or (ne $secret ($from.name | default "")) (ne "auth_token" ($from.key | default "")) -}}
-      {{- $found = append $found (printf "auth.enabled: %s has no RAY_AUTH_TOKEN of the Secret %s: add {name: RAY_AUTH_TOKEN, valueFrom: {secretKeyRef: {name: %s, key: auth_token}}}" $where $secret $secret) -}}
+      {{- $found = append $found (printf "auth.enabled is true, but %s does not set RAY_AUTH_TOKEN from the Secret %s: add {name: RAY_AUTH_TOKEN, valueFrom: {secretKeyRef: {name: %s, key: auth_token}}}" $where $secret $secret) -}}
     {{- end -}}
   {{- else if or (eq $mode "token") $from -}}
-    {{- $found = append $found (printf "auth.enabled is false, and %s still asks for the token: set RAY_AUTH_MODE to disabled there and remove RAY_AUTH_TOKEN" $where) -}}
+    {{- $found = append $found (printf "auth.enabled is false, but %s still configures the token: set RAY_AUTH_MODE to disabled and remove RAY_AUTH_TOKEN" $where) -}}
   {{- end -}}
 {{- end -}}
 {{ toJson $found }}
@@ -176,23 +176,23 @@
 {{- $isWorker := eq .name $ray.worker.groupName -}}
 {{- $where := include "ray-workload.groupPath" (list .context .name) -}}
 {{- if include "ray-workload.misread" .name -}}
-  {{- $found = append $found (printf "%s: the group's name %s reads as a number or a word of YAML: choose another" $where .name) -}}
+  {{- $found = append $found (printf "%s: the group name is %q, which YAML reads as a number or a keyword: choose another name" $where .name) -}}
 {{- end -}}
 {{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" .name)) (gt (len .name) 63) -}}
-  {{- $found = append $found (printf "%s: the group's name %q must be at most 63 of a-z, 0-9 and -" $where .name) -}}
+  {{- $found = append $found (printf "%s: the group name %q must have at most 63 characters, contain only a-z, 0-9 and -, and not start or end with -: rename the group" $where .name) -}}
 {{- end -}}
 {{- if and $isWorker (not $ray.worker.disabled) (hasKey ($ray.additionalWorkerGroups | default dict) .name) -}}
-  {{- $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s has the name of ray-cluster.worker.groupName: rename one" .name) -}}
+  {{- $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s has the same name as ray-cluster.worker.groupName: rename one" .name) -}}
 {{- end -}}
 {{- $replicas := int .group.replicas -}}
 {{- $min := int (.group.minReplicas | default 0) -}}
 {{- if and $ray.head.enableInTreeAutoscaling (ne $replicas $min) -}}
-  {{- $found = append $found (printf "%s: with the autoscaler replicas (%d) must be minReplicas (%d), or each upgrade sets the group back" $where $replicas $min) -}}
+  {{- $found = append $found (printf "%s: replicas is %d, but minReplicas is %d: with the autoscaler, use the same number in both, because an upgrade resets the group to replicas" $where $replicas $min) -}}
 {{- else if or (lt $replicas $min) (gt $replicas (int (.group.maxReplicas | default 2147483647))) -}}
-  {{- $found = append $found (printf "%s.replicas is %d, and not between minReplicas and maxReplicas" $where $replicas) -}}
+  {{- $found = append $found (printf "%s.replicas is %d: set it to a number from minReplicas to maxReplicas" $where $replicas) -}}
 {{- end -}}
 {{- if and $account.create (ne $account.name (.group.serviceAccountName | default "")) -}}
-  {{- $found = append $found (printf "%s.serviceAccountName is %q, and serviceAccounts.worker.name %q: make them the same, or set serviceAccounts.worker.create=false" $where (.group.serviceAccountName | default "") $account.name) -}}
+  {{- $found = append $found (printf "%s.serviceAccountName is %q, but serviceAccounts.worker.name is %q: use the same name in both, or set serviceAccounts.worker.create=false" $where (.group.serviceAccountName | default "") $account.name) -}}
 {{- end -}}
 {{ toJson $found }}
 {{- end -}}
@@ -203,12 +203,12 @@
 {{- range $name, $secret := .Values.secrets -}}
   {{- $real := $secret.existingSecret | default $name -}}
   {{- if and $secret.existingSecret $secret.data -}}
-    {{- $found = append $found (printf "secrets.%s has data and existingSecret: keep one" $name) -}}
+    {{- $found = append $found (printf "secrets.%s sets both data and existingSecret: keep one" $name) -}}
   {{- else if not (or $secret.existingSecret $secret.data) -}}
-    {{- $found = append $found (printf "secrets.%s has neither data nor existingSecret: give one" $name) -}}
+    {{- $found = append $found (printf "secrets.%s sets neither data nor existingSecret: set one" $name) -}}
   {{- end -}}
   {{- if eq $name (include "ray-workload.authSecret" $) -}}
-    {{- $found = append $found (printf "secrets.%s has the name of the token's Secret: rename it" $name) -}}
+    {{- $found = append $found (printf "secrets.%s has the same name as the Secret of the token: rename it" $name) -}}
   {{- end -}}
   {{- $mounts := dict "ray-cluster.head" (index $.Values "ray-cluster" "head") -}}
   {{- range $group, $values := $groups -}}
@@ -224,7 +224,7 @@
     {{- $mounted := false -}}
     {{- range $values.volumeMounts }}{{ if has .name $volumes }}{{ $mounted = true }}{{ end }}{{ end -}}
     {{- if not $volumes -}}
-      {{- $found = append $found (printf "secrets.%s is not mounted: add {name: %s, secret: {secretName: %s, defaultMode: 0440}} to %s.volumes and {name: %s, mountPath: ..., readOnly: true} to its volumeMounts" $name $real $real $where $real) -}}
+      {{- $found = append $found (printf "secrets.%s is not mounted: add {name: %s, secret: {secretName: %s, defaultMode: 0440}} to %s.volumes and {name: %s, mountPath: ..., readOnly: true} to %s.volumeMounts" $name $real $real $where $real $where) -}}
     {{- else if not $mounted -}}
       {{- $found = append $found (printf "secrets.%s is not mounted: add {name: %s, mountPath: ..., readOnly: true} to %s.volumeMounts" $name (first $volumes) $where) -}}
     {{- end -}}

@@ -1,4 +1,4 @@
-{{/* What every object of a hook has. Takes (dict "context" $ "name" NAME "hook" EVENTS "weight" N). */}}
+{{/* The metadata of every object of a hook. Takes (dict "context" $ "name" NAME "hook" EVENTS "weight" N). */}}
 {{- define "ray-workload.hookMetadata" -}}
 metadata:
   name: {{ .name }}
@@ -32,7 +32,7 @@ subjects:
     namespace: {{ .context.Release.Namespace }}
 {{- end -}}
 
-{{/* Runs files/hooks.py. Takes also "args" and "seconds", after which it is given up. */}}
+{{/* A Job that runs files/hooks.py. Also takes "args" and "seconds", the deadline of the Job. */}}
 {{- define "ray-workload.hookJob" -}}
 apiVersion: batch/v1
 kind: Job

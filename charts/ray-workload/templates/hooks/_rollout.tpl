@@ -1,10 +1,11 @@
-{{/* A cluster is disarmed before a change arrives, which would replace its pods otherwise, and armed after it. */}}
+{{/* When the hook runs. It enables the rollout after an upgrade, and disables it before one, so that the upgrade does not
+     replace the pods. */}}
 {{- define "ray-workload.rollout.hook" -}}
 {{ ternary "post-install,post-upgrade" "pre-upgrade" .Values.rollout.enabled }}
 {{- end -}}
 
-{{/* The upgrade strategy that the cluster is to get, empty where it is to be left alone. Switched off, a cluster that was
-     armed before is disarmed. */}}
+{{/* The upgrade strategy that the hook sets. Empty if the hook has nothing to change. If rollout.enabled is false, but the
+     cluster has the strategy Recreate from an earlier upgrade, the hook sets None. */}}
 {{- define "ray-workload.rollout.strategy" -}}
 {{- with include "ray-workload.cluster" . -}}
   {{- $live := lookup "ray.io/v1" "RayCluster" $.Release.Namespace . | default dict -}}
