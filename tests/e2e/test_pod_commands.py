@@ -54,10 +54,10 @@ def begun(
     stdin: int = subprocess.PIPE,
     stdout: int | IO[bytes] = subprocess.PIPE,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the client as a user would."""
-    env = user_environment() | {"RAY_WORKLOAD_ADDRESS": f"kubernetes:///{ray.namespace}/ray"}
-    env |= {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
-    command, pipe = [sys.executable, "-m", "client", *args], subprocess.PIPE
+    """The client, started as a user does, with the address in the command: it prints any other."""
+    env = user_environment() | ({"KUBECONFIG": str(kubeconfig)} if kubeconfig else {})
+    address = [] if args[0] in ("up", "down") else ["--address", f"kubernetes:///{ray.namespace}/ray"]
+    command, pipe = [sys.executable, "-m", "client", args[0], *address, *args[1:]], subprocess.PIPE
     process = subprocess.Popen(command, env=env, stdin=stdin, stdout=stdout, stderr=pipe)
     try:
         yield process

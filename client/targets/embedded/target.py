@@ -29,6 +29,7 @@ from client.wait import Note
 _HEAD = str(Path(__file__).with_name("head.py"))
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
+_PORTS = range(20000, 30000)
 
 # An address or a token meant for another Ray would lead the head's own processes there.
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS", "RAY_JOB_HEADERS")
@@ -60,11 +61,15 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now. Should another take one first, the head does not start, and says so."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
+    """Ports that are free now, below those that the system gives to anybody who asks for any.
+
+    Should another take one first, the head does not start, and says so.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = secrets.choice(_PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports = [*dict.fromkeys([*ports, port])]
     return ports
 
 
