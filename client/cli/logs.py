@@ -18,7 +18,7 @@ def logs(ctx: click.Context, address: str | None, follow: bool, tail: int | None
     from client.job.follow import read_log, tail_offset
     from client.job.submit import attach
 
-    with attach(submission_id, choose(address).value) as job:
+    with attach(submission_id, choose(address)) as job:
         record = job.jobs.get(submission_id)
         offset = 0 if tail is None else tail_offset(job.jobs, record, tail)
         if follow:

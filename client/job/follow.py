@@ -204,13 +204,17 @@ def read_log(jobs: RayJobs, job: JobRecord, write: Callable[[bytes], object], of
     Raises:
         ContactLost: its node is gone, and the job with it.
     """
+    empty = True  # which the log of a node that is gone looks like, too
     try:
         for chunk in jobs.logs.read(job, offset):
             write(chunk)
+            empty = False
     except Unreachable as error:
         if jobs.node_is_gone(job.node_id):
             raise _lost_with_node(job) from error
         raise
+    if empty and jobs.node_is_gone(job.node_id):
+        raise _lost_with_node(job)
 
 
 def _lost_with_node(job: JobRecord) -> ContactLost:

@@ -76,18 +76,18 @@ def submit(
     return send(request, resolve(address))
 
 
-def attach(submission_id: str, address: str | None = None) -> Job:
+def attach(submission_id: str, address: str | Address | None = None) -> Job:
     """Take up a job that was submitted before.
 
     Args:
         submission_id: of the job.
-        address: where it runs, as in `submit`.
+        address: where it runs, as in `submit`, or as `resolve` found it.
 
     Raises:
         JobNotFound: there is none.
     """
     with ExitStack() as stack:
-        target = stack.enter_context(connect(resolve(address)))
+        target = stack.enter_context(connect(address if isinstance(address, Address) else resolve(address)))
         RayJobs(target).get(submission_id)
         return Job(submission_id, target, stack.pop_all(), attached=True)
 

@@ -224,8 +224,8 @@ class Cluster:
         if not (head := self.head()):
             event = self.api.event(self.namespace, self.name)
             return event or "it has no head pod yet (is a KubeRay operator running?)"
-        if not cluster.get("status", {}).get("conditions") and is_ready(head):
-            return ""  # operators before KubeRay 1.3, or without its feature gate, set no conditions
+        if is_ready(head):
+            return ""  # operators before KubeRay 1.3 set no conditions, and 1.7's may be late after a kubelet's restart
         return self.api.why_not_ready(head)
 
 

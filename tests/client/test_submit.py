@@ -298,6 +298,7 @@ def test_a_loop_of_attaches_keeps_no_job(as_remote: Path, head: Target, jobs: Ra
 
 
 def test_a_job_as_a_context_manager_and_a_wait_that_runs_out(as_remote: Path) -> None:
+    (as_remote / "a.py").write_text("")
     with client.submit(command=["sleep", "60"], submission_id="in-context") as job:
         began = time.monotonic()
         with pytest.raises(client.TimedOut, match="job in-context has not ended after 0.5 s: it goes on"):
@@ -310,6 +311,7 @@ def test_a_job_as_a_context_manager_and_a_wait_that_runs_out(as_remote: Path) ->
 
 def test_the_python_api_changes_nothing_in_its_process(as_remote: Path) -> None:
     """Neither during a submit, in any thread, nor afterwards."""
+    (as_remote / "a.py").write_text("")
     code = """
 import gc, sys, warnings
 import ray.job_submission
