@@ -102,12 +102,13 @@ def submit(
             raise Detached("interrupted before the job was sent") from None
         with sent:
             ctx.obj["submission_id"] = sent.submission_id
-            output.note(f"job {sent.submission_id} {'exists: attached to it' if sent.attached else 'submitted'}")
+            line = f"job {sent.submission_id} {'exists: attached to it' if sent.attached else 'submitted'}"
             if detach:
+                output.note(line)
                 output.print_json(output.job_data(sent.status())) if as_json else output.print_line(sent.submission_id)
                 return
             default: Literal["stop", "detach"] = "stop" if sent.target.ends_with_us else "detach"
-            watch(ctx, sent, address, as_json=as_json, on_interrupt=on_interrupt or default)
+            watch(ctx, sent, address, as_json=as_json, on_interrupt=on_interrupt or default, note=line)
 
 
 def _request(

@@ -33,7 +33,14 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def watch(
-    ctx: click.Context, job: "Job", address: str | None, *, as_json: bool, on_interrupt: OnInterrupt, offset: int = 0
+    ctx: click.Context,
+    job: "Job",
+    address: str | None,
+    *,
+    as_json: bool,
+    on_interrupt: OnInterrupt,
+    offset: int = 0,
+    note: str = "",
 ) -> NoReturn:
     """Show a job's log until it has ended, and exit with its exit code.
 
@@ -44,6 +51,7 @@ def watch(
         as_json: print the job's record on stdout and all else on stderr.
         on_interrupt: what Ctrl-C does: stop the job; detach, and a second one soon after stops it; or leave.
         offset: the byte of the log to start from.
+        note: a line to print first; Ctrl-C means the same from then on.
 
     Raises:
         Detached: the user interrupted.
@@ -55,6 +63,8 @@ def watch(
 
     sink = output.Sink(to_stderr=as_json, offset=offset)
     try:
+        if note:
+            output.note(note)
         ended = job.wait(sink.write, output.note, offset=offset)
     except (OutputLost, NotAuthorised) as error:
         raise type(error)(str(error), _what_becomes_of(ctx, job, address)) from error

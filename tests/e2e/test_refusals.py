@@ -44,7 +44,8 @@ def operator() -> Iterator[str]:
 @pytest.mark.alone
 def test_a_second_operator_is_refused(operator: str, namespace: str) -> None:
     said = helm("install", "second", CHART, "-n", namespace, check=False)
-    message = f"a KubeRay operator is already running in namespace {operator}: set kuberay-operator.enabled=false to use it"
+    running = f"a KubeRay operator is already running in namespace {operator}"
+    message = f"{running}: set kuberay-operator.enabled=false to use it"
     assert said.returncode and message in said.stderr, said.stderr
     assert inventory(namespace) == set()
 
