@@ -90,15 +90,15 @@ def test_an_interrupt_gets_through_while_nobody_reads_the_output(
     options = ["--id", job_id, "--on-interrupt", on_interrupt]
     with started("submit", *options, *chatty, cwd=tmp_path, env=remote) as client:
         assert client.stdout
-        capacity = fcntl.fcntl(client.stdout, 1032)  # F_GETPIPE_SZ
-        until(lambda: waiting_bytes(client) == capacity, 60)
+        full = fcntl.fcntl(client.stdout, 1032) - 8192  # F_GETPIPE_SZ; a page may stay half empty
+        until(lambda: waiting_bytes(client) > full, 60)
         client.send_signal(signal.SIGINT)
         if presses == 2:
             read_to(client.stderr, b"stopping the job")
             client.send_signal(signal.SIGINT)
         assert client.wait(20) == code
         assert words in (client.stderr.read() if client.stderr else b"")
-        assert waiting_bytes(client) == capacity, "the output was read"
+        assert waiting_bytes(client) > full, "the output was read"
     if status:
         assert jobs.get(job_id).status == status
 
