@@ -1,4 +1,4 @@
-"""The chart as helm renders it, with each helm at hand, and its dependencies."""
+"""Fixtures that render the chart with each installed helm, and get its dependencies."""
 
 import copy
 import functools
@@ -18,23 +18,23 @@ import yaml
 
 from tests.conftest import ROOT
 
-sys.modules["tests.chart.conftest"] = sys.modules[__name__]  # who imports from here meets the same RenderError
+sys.modules["tests.chart.conftest"] = sys.modules[__name__]  # imports from here get the same RenderError
 
 CHART = ROOT / "charts" / "ray-workload"
-KUBE_VERSION = "1.34.0"  # each helm renders for its own unless it is told
+KUBE_VERSION = "1.34.0"  # otherwise each helm renders for its own default version
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Manifest = dict[str, Any]
-# The tests have a home of their own, but what the user has in theirs is needed here.
+# The tests set HOME to a new folder, but these settings of the user are needed here.
 UPSTREAM = Path(os.environ.get("RAY_WORKLOAD_UPSTREAM") or "~/.cache/ray-workload/upstream").expanduser()
 USER = {"HOME": os.environ.get("HOME", ""), "RAY_WORKLOAD_UPSTREAM": str(UPSTREAM)}
 
 
 class RenderError(Exception):
-    """Helm refused; the text is what it said."""
+    """Helm refused to render; the message is what helm wrote to stderr."""
 
 
 class Render(Protocol):
-    """Render the chart; the same arguments cost nothing the second time."""
+    """Render the chart. Results are cached by the arguments."""
 
     def __call__(
         self,
@@ -52,19 +52,19 @@ class Render(Protocol):
 
 
 def find(manifests: Sequence[Manifest], kind: str, name: str) -> Manifest:
-    """The one of this kind and name."""
+    """Return the only object of this kind and name."""
     found = [m for m in manifests if (m["kind"], m["metadata"]["name"]) == (kind, name)]
     assert len(found) == 1, f"{len(found)} of {kind} {name} in {names(manifests)}"
     return found[0]
 
 
 def names(manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
-    """Kind and name of each."""
+    """Return the kind and name of each object."""
     return sorted((m["kind"], m["metadata"]["name"]) for m in manifests)
 
 
 class Quoting(yaml.SafeDumper):
-    """What others leave bare is a number to Go's YAML, as 1e3, and JSON's emoji is nothing to it."""
+    """Quote every string: Go's YAML parser reads some unquoted strings, such as 1e3, as numbers."""
 
 
 Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
@@ -75,19 +75,19 @@ def as_yaml(values: Mapping[str, Any]) -> str:
 
 
 def values_files() -> dict[str, list[Path]]:
-    """By name what to render with: the chart's own files, and those that only tests need."""
+    """Map names to values files: those of the chart, and those that only tests use."""
     more = [*sorted(CHART.glob("values-*.yaml")), *sorted((ROOT / "ci" / "values").glob("*.yaml"))]
     return {"values.yaml": []} | {path.name: [path] for path in more}
 
 
 def environment_of_helm() -> dict[str, str]:
-    """The user's settings do not matter here; and helm ends before collecting its garbage pays."""
+    """Return the environment without the user's helm settings. GOGC=off saves time, because helm runs only briefly."""
     return {k: v for k, v in os.environ.items() if not k.startswith("HELM_")} | {"GOGC": "off"}
 
 
 @functools.cache
 def at_hand() -> dict[str, Path]:
-    """Each helm by its version: PATH's, those that `make helm` and `make helm4` built, and HELM4's."""
+    """Map versions to installed helms: from PATH, `make helm`, `make helm4` and the variable HELM4."""
     folders = [*os.environ["PATH"].split(os.pathsep), str(ROOT / "build" / "tools")]
     candidates = [Path(folder, "helm") for folder in folders] + [ROOT / "build" / "tools" / "helm4"]
     candidates += [Path(os.environ["HELM4"])] if os.environ.get("HELM4") else []
@@ -100,14 +100,14 @@ def at_hand() -> dict[str, Path]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test of `helm` with each of them."""
+    """Run each test that uses the fixture `helm` with every installed helm."""
     if "helm" in metafunc.fixturenames:
         found = at_hand() or {"no helm": Path("helm")}
         metafunc.parametrize("helm", list(found.values()), ids=list(found), scope="session")
 
 
 def pytest_collection_modifyitems() -> None:
-    """Without helm say so at once, and run nothing."""
+    """Fail before the first test if no helm is installed."""
     if not at_hand():
         raise pytest.UsageError("tests/chart needs helm: run `make charts`, or leave tests/chart out")
 
@@ -119,7 +119,7 @@ def helms() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def dependencies(helms: list[Path]) -> Iterator[None]:
-    """The chart is complete."""
+    """Get the dependencies of the chart."""
     env = {**os.environ, **USER, "PATH": f"{os.environ['PATH']}{os.pathsep}{helms[0].parent}"}
     done = subprocess.run(
         [sys.executable, "ci/charts.py"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
@@ -131,7 +131,7 @@ def dependencies(helms: list[Path]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def render(helms: list[Path], dependencies: None) -> Render:
-    """Render the chart, hooks included and CRDs not; helm: the first one at hand, if none is named."""
+    """Render the chart with its hooks, but without CRDs. The default is the first installed helm."""
     done: dict[str, list[Manifest] | str] = {}
 
     def render(
@@ -170,14 +170,14 @@ def render(helms: list[Path], dependencies: None) -> Render:
         result = done[key]
         if isinstance(result, str):
             raise RenderError(result)
-        return copy.deepcopy(result)  # a test may change its own
+        return copy.deepcopy(result)  # a test may change its copy
 
     return render
 
 
 @pytest.fixture(scope="session")
 def unpacked(dependencies: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Upstream's two charts, in a folder each."""
+    """Unpack the two upstream charts, each into its own folder."""
     folder = tmp_path_factory.mktemp("unpacked")
     for path in (CHART / "charts").iterdir():
         if path.is_dir():
@@ -190,7 +190,7 @@ def unpacked(dependencies: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def editable(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy for tests that change it and render it often: the operator has no templates, NOTES.txt is a ConfigMap."""
+    """Copy the chart for tests that change it. It has no operator templates, and renders NOTES.txt as a ConfigMap."""
     chart = tmp_path_factory.mktemp("editable") / "chart"
     shutil.copytree(CHART, chart, ignore=shutil.ignore_patterns("charts"))
     shutil.copytree(unpacked / "ray-cluster", chart / "charts" / "ray-cluster")

@@ -1,4 +1,4 @@
-"""Accounts and roles: who runs as whom, who has an API token, and exactly what each may do."""
+"""Service accounts and roles: which pods use them, which pods have an API token, and the exact permissions."""
 
 from typing import Any
 
@@ -55,10 +55,10 @@ def test_accounts_exist_and_are_used(file: str, render: Render) -> None:
     manifests = render(*FILES[file])
     accounts = of_kind(manifests, "ServiceAccount")
     used = {p["spec"]["serviceAccountName"] for p in templates(manifests).values() if "serviceAccountName" in p["spec"]}
-    given = {"driver", "compute"} if file == "everything.yaml" else set()  # those are there already
+    given = {"driver", "compute"} if file == "everything.yaml" else set()  # these accounts exist already
     assert used - given == accounts.keys()
     pods = templates(manifests)
-    assert pods["Pod ray-test"]["spec"].get("serviceAccountName") is None  # it needs no rights, and gets no token
+    assert pods["Pod ray-test"]["spec"].get("serviceAccountName") is None  # it needs no permissions
     for name, pod in pods.items():
         if name.startswith("Job"):
             assert pod["spec"]["serviceAccountName"] == name.removeprefix("Job ")
@@ -88,7 +88,7 @@ def test_only_hooks_and_the_autoscaler_have_an_api_token(file: str, render: Rend
         spec = pod["spec"]
         tokens = {volume["name"] for volume in spec.get("volumes") or [] if "serviceAccountToken" in str(volume)}
         assert tokens == ({"api-token"} if name == "RayCluster ray head" else set())
-        # The default account's is mounted unless the pod says no.
+        # Kubernetes mounts the token of the default account unless the pod disables it.
         if spec.get("automountServiceAccountToken", "serviceAccountName" not in spec):
             having.add(name)
         for container in every(spec):
@@ -142,7 +142,7 @@ def test_who_is_bound(render: Render) -> None:
 
 
 def test_a_subject_of_any_name(render: Render) -> None:
-    """Google's accounts may be bound by their number."""
+    """Google service accounts can be bound by their numeric ID."""
     names = ["117283461029384756102", "system:masters", "CN=ada, O=team: x # 1", "- {a}", "true"]
     values = {"submitter": {"subjects": [{"kind": "User", "name": name} for name in names]}}
     subjects = find(render(values=values), "RoleBinding", "ray-submitter")["subjects"]

@@ -1,6 +1,6 @@
-"""Every `if`, `with` and `range` of the templates: both sides are seen, and depend on the condition.
+"""Both sides of every `if`, `with` and `range` of the templates are rendered, and depend on the condition.
 
-What only a live cluster can answer (`lookup`) is left to tests/e2e.
+tests/e2e tests the conditions that depend on `lookup`, which needs a live cluster.
 """
 
 import re
@@ -53,7 +53,7 @@ class Case:
         return self.unless if isinstance(self.unless, list) else []
 
     def seen(self, manifests: list[Manifest]) -> bool:
-        """Whether it shows in what was rendered."""
+        """Return whether the rendered manifests contain what the case names."""
         if self.error:
             return self.error in manifests[0].get("text", "")
         kind, name, *path = self.see.split() if self.see else ("ConfigMap", "notes", "data", "text")
@@ -67,7 +67,7 @@ class Case:
 
 
 def nest(dotted: Values) -> Values:
-    """Values from dotted keys; YAML's aliases become objects of their own."""
+    """Build nested values from dotted keys, with a new dict for each key."""
     values: dict[str, Any] = {}
     for path, value in dotted.items():
         *parents, last = path.split(".")
@@ -89,7 +89,7 @@ CASES = list(cases())
 
 
 class Outcome:
-    """What the chart renders to; an error is a manifest too."""
+    """Renders the chart, and returns an error as a manifest."""
 
     def __init__(self, render: Render, chart: Path) -> None:
         self._render, self._chart = render, chart
@@ -100,7 +100,7 @@ class Outcome:
         except RenderError as error:
             return [{"kind": "Error", "metadata": {"name": "error"}, "text": str(error)}]
         for manifest in found:
-            (manifest.get("data") or {}).pop("auth_token", None)  # it is random
+            (manifest.get("data") or {}).pop("auth_token", None)  # the token is random
         return found
 
 
@@ -111,23 +111,23 @@ def outcome(render: Render, editable: Path) -> Outcome:
 
 def wrong(case: Case, outcome: Outcome) -> Iterator[str]:
     if not case.seen(outcome(case.when, case.args)):
-        yield f"{case}: not seen with {case.when}: {str(outcome(case.when, case.args)[0])[:300]}"
+        yield f"{case}: not rendered with {case.when}: {str(outcome(case.when, case.args)[0])[:300]}"
     for values in case.others:
         manifests = outcome(values)
         if case.seen(manifests):
-            yield f"{case}: seen with {values}"
+            yield f"{case}: rendered with {values}"
         if case.error and manifests[0]["kind"] == "Error":
-            yield f"{case}: {values} is right, and refused: {manifests[0]['text']}"
+            yield f"{case}: {values} is valid, but was refused: {manifests[0]['text']}"
 
 
-def test_both_sides_are_seen(outcome: Outcome) -> None:
+def test_both_sides_are_rendered(outcome: Outcome) -> None:
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda case: list(wrong(case, outcome)), CASES))
     assert not (lines := sum(found, [])), "\n".join(lines)
 
 
 def conditions(text: str) -> dict[str, tuple[int, int]]:
-    """Where each condition stands; the second of the same words has (2) behind it."""
+    """Return the position of each condition. The name of a repeated condition ends with (2)."""
     found: dict[str, tuple[int, int]] = {}
     for match in CONDITION.finditer(text):
         name = next(n for n in (match[1], *(f"{match[1]} ({count})" for count in range(2, 99))) if n not in found)
@@ -143,11 +143,11 @@ def test_every_condition_has_its_case() -> None:
         for condition in conditions(path.read_text())
     }
     assert found - LIVE == {(case.where, case.condition) for case in CASES} and len(found) > 100
-    assert LIVE < found, "what is gone needs no exception"
+    assert LIVE < found, "LIVE has a condition that the templates do not have"
 
 
 def constant(condition: str, side: bool) -> str:
-    """The condition as it would be if it always held, or never."""
+    """Return the condition changed so that it is always, or never, true."""
     kind, _, what = condition.removeprefix("else ").partition(" ")
     begin = condition.removesuffix(what)
     assigned, _, what = what.rpartition(" := ") if kind == "range" else ("", "", what)
@@ -160,11 +160,11 @@ def constant(condition: str, side: bool) -> str:
 
 
 def surviving(case: Case, outcome: Outcome, chart: Path) -> Iterator[str]:
-    """What does not change although the condition is no more."""
+    """Yield the cases whose outcome does not change when the condition becomes a constant."""
     file = "_notes.tpl" if case.where == "NOTES.txt" else case.where
     with tempfile.TemporaryDirectory() as folder:
         if case.condition not in conditions((chart / "templates" / file).read_text()):
-            yield f"{case}: is no more"
+            yield f"{case}: no such condition in the template"
             return
         for side in (False, True):
             copy = Path(folder, str(side))
@@ -174,17 +174,17 @@ def surviving(case: Case, outcome: Outcome, chart: Path) -> Iterator[str]:
             begin, end = conditions(text)[case.condition]
             template.write_text(text[:begin] + constant(text[begin:end], side) + text[end:])
             if not side and case.seen(outcome(case.when, case.args, copy)):
-                yield f"{case}: seen without it"
+                yield f"{case}: rendered although the condition is never true"
             if side and case.unless != "never":
                 tried: list[tuple[Values, tuple[str, ...]]] = [(values, ()) for values in case.others]
                 for values, args in tried or [(case.when, case.args)]:
                     if outcome(values, args, copy) == outcome(values, args):
-                        yield f"{case}: nothing changes if it always holds, with {values}"
+                        yield f"{case}: no change if the condition is always true, with {values}"
 
 
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_each_condition_matters(outcome: Outcome, editable: Path, all_of_them: bool) -> None:
-    """Those whose other side cannot be rendered, or all, which takes long."""
+    """Test the conditions whose other side no case renders, or all of them, which takes long."""
     cases = [case for case in CASES if case.unless in ("both sides", "never") or all_of_them]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda case: list(surviving(case, outcome, editable)), cases))

@@ -1,4 +1,4 @@
-"""ci/charts.py and ci/helm.py: the chart's dependencies, as they are locked, from wherever they can be had."""
+"""ci/charts.py gets the locked dependencies of the chart from each possible source; ci/helm.py finds or builds helm."""
 
 import functools
 import http.server
@@ -43,7 +43,7 @@ def call(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = No
 
 
 def listing(chart: Path) -> list[str]:
-    """All that is there, hidden or not."""
+    """List the files of charts/, including hidden ones."""
     return sorted(str(p.relative_to(chart)) for p in (chart / "charts").rglob("*")) if chart.is_dir() else []
 
 
@@ -60,7 +60,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def upstream(dependencies: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two charts, unpacked."""
+    """Unpack the two upstream charts."""
     folder = tmp_path_factory.mktemp("upstream")
     for archive in BOTH:
         with tarfile.open(CHART / "charts" / archive) as packed:
@@ -70,7 +70,7 @@ def upstream(dependencies: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def mirror(upstream: Path, helms: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A chart repository with both."""
+    """Serve a chart repository with both charts."""
     folder = tmp_path_factory.mktemp("mirror")
     for chart in ("kuberay-operator", "ray-cluster"):
         assert call(helms[0], "package", "-d", folder, upstream / chart).returncode == 0
@@ -81,7 +81,7 @@ def mirror(upstream: Path, helms: list[Path], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def at(tmp_path: Path) -> MakeChart:
-    """A copy of Chart.yaml with another repository, and its lock."""
+    """Copy Chart.yaml with another repository, and write the matching Chart.lock."""
 
     def at(url: str) -> Path:
         folder = tmp_path / "copy"
@@ -105,7 +105,7 @@ def where_helm_is(helm: Path, folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def env(helm: Path, tmp_path: Path) -> dict[str, str]:
-    """Where this one is `helm`."""
+    """Return an environment in which PATH finds this helm first."""
     return where_helm_is(helm, tmp_path)
 
 
@@ -120,7 +120,7 @@ def charts(env: dict[str, str]) -> Charts:
 
 
 def one_line(done: Done, code: int) -> str:
-    """The only thing it said."""
+    """Return the single line that the command printed."""
     assert (done.returncode, done.stdout if code else done.stderr) == (code, "")
     said = done.stderr if code else done.stdout
     assert said.count("\n") == 1 and said.endswith("\n"), said
@@ -132,7 +132,7 @@ def test_helm_takes_the_lock_and_refuses_a_changed_one(helm: Path, charts: Chart
     chart.mkdir()
     for name in ("Chart.yaml", "Chart.lock"):
         shutil.copy(CHART / name, chart)
-    # It looks at the lock first, then whether the repository was added, then asks it.
+    # Helm first checks the lock, then whether the repository is configured, and only then requests it.
     assert "no repository definition for " + REAL in call(helm, "dependency", "build", chart).stderr
     lock = (chart / "Chart.lock").read_text()
     manifest = (chart / "Chart.yaml").read_text()
@@ -281,12 +281,12 @@ def test_a_killed_run_leaves_no_chart(at: MakeChart, charts: Charts, upstream: P
         chart = at(f"http://127.0.0.1:{silent.getsockname()[1]}/")
         command = [sys.executable, str(ROOT / "ci" / "charts.py"), str(chart)]
         running = subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True, text=True)
-        connection, _ = silent.accept()  # helm is asking
+        connection, _ = silent.accept()  # helm has connected
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         connection.close()
     left = list((chart / "charts").iterdir())
-    assert [path.name[:4] for path in left] == [".new"]  # which helm does not read
+    assert [path.name[:4] for path in left] == [".new"]  # helm ignores this folder
     assert " from " in one_line(charts(chart, upstream), 0)
     assert listing(chart) == [f"charts/{name}" for name in BOTH]
 
@@ -313,7 +313,7 @@ def test_helm_pull_from_a_mirror_as_the_readme_says(
     assert one_line(charts(chart), 0) == f"{chart}/charts: {HAS} are there"
 
 
-# helm itself
+# ci/helm.py
 
 
 def tool(*args: str, root: Path = ROOT, **env: str) -> Done:
@@ -322,7 +322,7 @@ def tool(*args: str, root: Path = ROOT, **env: str) -> Done:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A project in which no helm was built."""
+    """Make a project folder without a built helm."""
     (tmp_path / "ci").mkdir()
     shutil.copy(ROOT / "ci" / "helm.py", tmp_path / "ci")
     return tmp_path
@@ -339,7 +339,7 @@ def test_no_helm_and_no_go(elsewhere: Path) -> None:
 
 
 def test_a_helm_that_is_no_release_is_refused(elsewhere: Path) -> None:
-    theirs = elsewhere / "helm"  # pyhelm3 takes only a version of three parts, as this one's is not
+    theirs = elsewhere / "helm"  # pyhelm3 requires a version of three numbers
     theirs.write_text("#!/bin/sh\necho v3.22+unreleased\n")
     theirs.chmod(0o755)
     assert f"{theirs} is no release of Helm 3 or 4" in one_line(tool(root=elsewhere, PATH=str(elsewhere)), 1)
@@ -359,7 +359,7 @@ def test_a_killed_build_leaves_no_helm(elsewhere: Path) -> None:
     os.killpg(building.pid, signal.SIGKILL)
     building.communicate()
     assert list(folder.iterdir()) == left
-    # The next one removes it, though it cannot build either.
+    # The next build removes the folder, even if it fails.
     refused = tool("4", root=elsewhere, **{**go, "GOFLAGS": "-mod=vendor", "HOME": str(elsewhere)})
     assert refused.returncode == 1 and "go install: " in refused.stderr.splitlines()[-1]
     assert list(folder.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Each helm takes the chart, and all make the same of it."""
+"""Every supported helm accepts the chart, and all render the same objects."""
 
 import subprocess
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_lint_finds_something(helm: Path, dependencies: None) -> None:
 
 
 def comparable(manifests: list[Manifest]) -> list[Manifest]:
-    """In an order of their own, without the random token."""
+    """Return the manifests sorted, without the random token."""
     for manifest in manifests:
         if manifest["metadata"]["name"] == "ray-auth-token":
             assert len(manifest["data"].pop("auth_token")) == 60
@@ -37,7 +37,7 @@ def comparable(manifests: list[Manifest]) -> list[Manifest]:
 @pytest.mark.parametrize("file", FILES)
 def test_all_render_the_same(file: str, helms: list[Path], render: Render) -> None:
     if len(helms) < 2:
-        pytest.skip("there is but one helm: `make helm4` builds another")
+        pytest.skip("only one helm is installed: `make helm4` builds another")
     first, *others = [comparable(render(*FILES[file], helm=helm)) for helm in helms]
     assert len(first) > 10
     for other in others:

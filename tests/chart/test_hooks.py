@@ -1,4 +1,4 @@
-"""What the pods of hooks and of `helm test` run, and where: as the head would."""
+"""The pods of hooks and of `helm test`: what they run, and on which nodes."""
 
 from typing import Any
 
@@ -42,13 +42,13 @@ def test_the_test(render: Render) -> None:
             "valueFrom": {"secretKeyRef": {"name": "ray-auth-token", "key": "auth_token"}},
         },
     ]
-    # The policies admit it as one of the clients.
+    # The network policies admit pods with this label.
     assert find(manifests, "Pod", "ray-test")["metadata"]["labels"]["ray-workload/client"] == "true"
     (container,) = pod(render(*values_files()["everything.yaml"]), "Pod", "ray-test")["containers"]
     assert [variable["name"] for variable in container["env"]] == ["NAMESPACE", "CLUSTER", "URL"]
 
 
-def test_they_run_where_the_head_would(render: Render) -> None:
+def test_they_prefer_the_nodes_of_the_head(render: Render) -> None:
     usual = render(values={"rollout": {"enabled": True}})
     custom = render(values={"rollout": {"enabled": True}, "ray-cluster": nest(CUSTOM)})
     head = find(usual, "RayCluster", "ray")["spec"]["headGroupSpec"]["template"]["spec"]
@@ -62,7 +62,7 @@ def test_they_run_where_the_head_would(render: Render) -> None:
         assert not {"imagePullSecrets", "affinity", "tolerations"} & before.keys()
         assert after["imagePullSecrets"] == CUSTOM["imagePullSecrets"]
         assert after["tolerations"] == CUSTOM["head.tolerations"]
-        # Only rather: where the head's node is gone an uninstall must not wait for one.
+        # Preferred, not required: an uninstall must not wait for such a node.
         there = {"matchExpressions": [{"key": "cloud.google.com/pool", "operator": "In", "values": ["true"]}]}
         rather = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}
         assert (after["affinity"], "nodeSelector" in after) == ({"nodeAffinity": rather}, False)

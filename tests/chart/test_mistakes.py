@@ -1,7 +1,7 @@
-"""Wrong values are refused with what is wrong and where, all of them at once.
+"""The chart refuses wrong values, and reports all of them at once, each with its path.
 
-Each rule of _validate.tpl alone and its right neighbours stand in mistakes.yaml, which test_conditions.py renders.
-A second operator shows only where it runs, and is left to tests/e2e.
+mistakes.yaml has a case for each rule of _validate.tpl, which test_conditions.py renders. tests/e2e tests the rule
+against a second operator, which needs a live cluster.
 """
 
 import re
@@ -116,7 +116,7 @@ VALUE: dict[str, Any] = {
     "ray-cluster.head.autoscalerOptions.version": "v3",
     "ray-cluster.head.ports.0.containerPort": 70000,
     "ray-cluster.head.resources.requests.memory": "4 GB",
-    "ray-cluster.head.rayStartParams.object-store-memory": 4_000_000_000,  # to upstream's template 4e+09
+    "ray-cluster.head.rayStartParams.object-store-memory": 4_000_000_000,  # the upstream template renders 4e+09
     "ray-cluster.worker.minReplicas": -1,
     "ray-cluster.worker.groupName": "",
 }
@@ -128,7 +128,7 @@ MISSING: dict[str, dict[str, Any]] = {
 
 
 def with_lists(value: Any) -> Any:
-    """What nest() made of an index is a list."""
+    """Replace the dicts that nest() made of an index by lists."""
     if not isinstance(value, dict):
         return value
     inner = {key: with_lists(v) for key, v in value.items()}
@@ -140,7 +140,7 @@ def pointer(path: str) -> str:
 
 
 def complaints(render: Render, values: dict[str, Any], helm: Path | None = None) -> dict[str, str]:
-    """What the schema says of each place."""
+    """Return the message of the schema for each path."""
     with pytest.raises(RenderError, match="values don't meet the specifications of the schema") as error:
         render(values=with_lists(nest(values)), helm=helm)
     found = re.findall(r"^ *- at '(.*?)': (.*)", str(error.value), re.MULTILINE)
@@ -172,19 +172,19 @@ def test_missing_keys(render: Render, helm: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["auth.enabled", "ray-cluster.head.rayVersion", "kuberay-operator.replica"])
-def test_one_alone_is_refused_as_well(path: str, render: Render, helm: Path) -> None:
+def test_a_single_mistake_is_refused(path: str, render: Render, helm: Path) -> None:
     (place,) = complaints(render, {path: []}, helm)
     assert place == pointer(path if path in TYPE else path.rpartition(".")[0])
 
 
-def test_a_wrong_value_is_never_half_the_chart_off(render: Render) -> None:
-    """The schema also holds for what is switched off."""
+def test_a_disabled_subchart_is_validated(render: Render) -> None:
+    """The schema also applies to the values of a disabled subchart."""
     for switch in ("kuberay-operator", "ray-cluster"):
         assert complaints(render, {f"{switch}.enabled": False, f"{switch}.typo": 1}).keys() == {f"/{switch}"}
 
 
-def test_a_part_of_what_is_off_is_no_mistake(render: Render) -> None:
-    """Helm adds upstream's defaults only to what is on; an image's tag alone is right where the operator is on."""
+def test_incomplete_values_of_a_disabled_subchart_are_accepted(render: Render) -> None:
+    """Helm merges the upstream defaults only into enabled subcharts: an image may then have only a tag."""
     for enabled in (True, False):
         render(values=nest({"kuberay-operator.enabled": enabled, "kuberay-operator.image.tag": "v1.7.1"}))
 
@@ -228,7 +228,7 @@ OTHERS = {
     "ray-cluster.worker.replicas": 9,
     "ray-cluster.worker.groupName": "null",
 }
-# And how many they are. Of two groups with one name only the other is looked at.
+# Values and the number of their mistakes. Of two groups with the same name, the chart checks only the second.
 SAID: list[tuple[dict[str, Any], int]] = [
     (ALL, 41),
     (OTHERS, 5),
@@ -247,7 +247,7 @@ def bullets(render: Render, values: Mapping[str, Any], chart: Path) -> list[str]
 
 
 def formats() -> list[str]:
-    """Each message of _validate.tpl that can be had without a cluster."""
+    """Return each message of _validate.tpl that the chart can report without a live cluster."""
     text = (CHART / "templates" / "_validate.tpl").read_text()
     found = re.findall(r'append \$found \(?(?:printf )?("(?:[^"\\]|\\.)*")', text)
     assert len(found) == text.count("append $found") > 25
@@ -266,7 +266,7 @@ def test_all_mistakes_are_reported_at_once(render: Render) -> None:
 
 
 def test_each_mistake_alone_has_its_case(render: Render, editable: Path) -> None:
-    """In mistakes.yaml; but one, which is the other side of its condition."""
+    """mistakes.yaml covers every message except one, which is in the `else` branch of its condition."""
     alone = [case.when for case in CASES if case.error and case.where == "_validate.tpl"]
     said = [bullets(render, values, editable) for values in [*alone, {"ray-cluster.head.ports": []}]]
     assert unsaid(sum(said, [])) == []

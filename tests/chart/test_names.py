@@ -1,4 +1,4 @@
-"""Names: of the release, of the cluster, and of what is called after it."""
+"""The names of the release, of the cluster and of the objects named after it."""
 
 import re
 from typing import Any
@@ -49,14 +49,14 @@ FIXED = {("Secret", "ray-auth-token"), ("ServiceAccount", "ray-head"), ("Service
 
 
 def valid(manifests: list[Manifest]) -> None:
-    """As the API server has it: of a Job and a Service a label's length, of the others a domain's."""
+    """Check names as the API server does: at most 63 characters for some kinds, 253 for the others."""
     for kind, name in names(manifests):
         limit = 63 if kind in ("Service", "Job", "Pod", "RayCluster") else 253
         assert len(name) <= limit and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name), (kind, name)
 
 
 @pytest.mark.parametrize("release", CLUSTERS)
-def test_the_cluster_and_all_that_is_called_after_it(release: str, render: Render) -> None:
+def test_the_cluster_and_the_objects_named_after_it(release: str, render: Render) -> None:
     cluster = CLUSTERS[release]
     manifests = render(values=nest({**EVERY_SWITCH, "kuberay-operator.enabled": False}), release=release)
     assert set(names(manifests)) == {(kind, name.format(cluster)) for kind, name in AFTER_THE_CLUSTER} | FIXED
@@ -75,7 +75,7 @@ def test_the_cluster_and_all_that_is_called_after_it(release: str, render: Rende
 
 
 @pytest.mark.parametrize("release", REFUSED)
-def test_names_that_cannot_be(release: str, render: Render) -> None:
+def test_invalid_names_are_refused(release: str, render: Render) -> None:
     with pytest.raises(RenderError, match=re.escape(REFUSED[release])):
         render(release=release)
     manifests = render(values=nest({"ray-cluster.fullnameOverride": "short"}), release=release)
@@ -100,7 +100,7 @@ def test_overrides(render: Render) -> None:
         render(values=nest({"ray-cluster.fullnameOverride": longest + "r"}))
 
 
-def test_the_namespace_is_where_helm_is_told(render: Render) -> None:
+def test_the_namespace_is_that_of_the_release(render: Render) -> None:
     manifests = render(namespace="elsewhere", release="ray", values=nest(EVERY_SWITCH))
     assert {m["metadata"].get("namespace") for m in manifests} == {"elsewhere", None}
     pod = find(manifests, "Pod", "ray-test")["spec"]["containers"][0]
@@ -123,14 +123,14 @@ READ_AS_OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("which", READ_AS_OTHERS)
-def test_names_that_yaml_reads_as_something_else(which: str, render: Render) -> None:
-    """The API server takes no number, word or null for a name, and upstream's templates do not quote."""
+def test_names_that_yaml_reads_as_other_types(which: str, render: Render) -> None:
+    """The API server refuses a number, a boolean or null as a name, and the upstream templates do not quote names."""
     given = READ_AS_OTHERS[which]
     with pytest.raises(RenderError, match="which YAML reads as a number or a keyword"):
         render(**{**given, "values": nest(given["values"])})
 
 
 @pytest.mark.parametrize("name", ["r2d2", "only", "nullable", "e1", "x0b1", "v1e3"])
-def test_names_that_yaml_reads_as_names(name: str, render: Render) -> None:
+def test_names_that_yaml_reads_as_strings(name: str, render: Render) -> None:
     manifests = render(values=nest({"ray-cluster.worker.groupName": name}), release=name, namespace=name)
     assert {m["metadata"].get("namespace") for m in manifests} == {name, None}

@@ -1,4 +1,4 @@
-"""Who reaches which port: the policies exactly, the Service, and the budget of the head."""
+"""The exact rules of the network policies, the ports of the Service, and the PodDisruptionBudget."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def ports(*numbers: int) -> list[Manifest]:
 
 
 def ingress(manifests: list[Manifest], node: str) -> list[Any]:
-    """The rules of a policy whose rest is as it must be."""
+    """Return the ingress rules of a policy, and check the rest of it."""
     spec = find(manifests, "NetworkPolicy", f"ray-ray-{node}")["spec"]
     selector = {"matchLabels": {"ray.io/cluster": "ray", "ray.io/node-type": node}}
     assert spec == {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": spec["ingress"]}
@@ -47,13 +47,13 @@ def test_opened(render: Render) -> None:
     ]
 
 
-def test_without_a_group_nobody_but_the_cluster(render: Render) -> None:
-    """An empty list of ports would mean all of them."""
+def test_without_worker_groups_only_the_cluster_is_admitted(render: Render) -> None:
+    """An empty list of ports would admit all ports."""
     manifests = render(values={"networkPolicy": OPENED, "ray-cluster": {"worker": {"disabled": True}}})
     assert ingress(manifests, "worker") == [{"from": [PODS]}]
 
 
-def test_ports_that_are_not_the_usual_ones(render: Render) -> None:
+def test_custom_ports(render: Render) -> None:
     manifests = render(*FILES["custom-ports.yaml"], values={"networkPolicy": OPENED})
     assert ingress(manifests, "head") == [
         {"from": [PODS]},
@@ -88,8 +88,8 @@ def test_each_group_has_ports_of_its_own(render: Render) -> None:
     assert sorted(port["port"] for port in rules[2]["ports"]) == [8080, 8090]
 
 
-def test_ports_by_the_old_name_of_ray_start_params(render: Render) -> None:
-    """Upstream renders `initArgs` too."""
+def test_ports_from_init_args(render: Render) -> None:
+    """The upstream chart also renders `initArgs`, the old name of rayStartParams."""
     params = {"dashboard-agent-listen-port": "52366", "metrics-export-port": 8090}
     head = {"rayStartParams": {"num-cpus": 1}, "initArgs": {"dashboard-agent-listen-port": "52366"}}
     values = {"head": head, "worker": {"initArgs": params}}
@@ -122,7 +122,7 @@ def test_the_values_for_kind_and_gke_admit_their_proxies(render: Render) -> None
 
 
 def test_the_service(render: Render) -> None:
-    """Its own numbers stay; the submitter's Role names them."""
+    """Its port numbers are fixed, because the submitter Role refers to them."""
     for file, agent in {"values.yaml": 52365, "custom-ports.yaml": 52367}.items():
         assert find(render(*FILES[file]), "Service", "ray-api")["spec"] == {
             "type": "ClusterIP",
@@ -143,8 +143,8 @@ def test_the_service(render: Render) -> None:
         assert (service["spec"]["type"], "nodePort" in str(service)) == (kind, False)
 
 
-def test_who_is_told_a_port_listens_there(render: Render) -> None:
-    """What `ray start` is told, and what the policies, the Service and the operator are, is the same."""
+def test_ports_agree_with_the_parameters_of_ray_start(render: Render) -> None:
+    """The policies, the Service and the operator use the ports that `ray start` gets."""
     cluster = find(render(*FILES["custom-ports.yaml"]), "RayCluster", "ray")["spec"]
     head = cluster["headGroupSpec"]
     named = {p["name"]: str(p["containerPort"]) for p in head["template"]["spec"]["containers"][0]["ports"]}

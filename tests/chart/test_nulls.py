@@ -1,4 +1,4 @@
-"""null in the values, which to Helm means `no default`: fine where there may be nothing, else refused by name."""
+"""null in the values removes a default: the chart accepts it for optional values, and otherwise names the value."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +42,7 @@ MAY_NOT_BE = [
 ]
 
 
-def test_nothing_where_there_may_be_nothing(render: Render) -> None:
+def test_optional_values_may_be_null(render: Render) -> None:
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(lambda path: names(render(values=nest({path: None}))), MAY_BE)
         assert dict(zip(MAY_BE, found, strict=True)) == dict.fromkeys(MAY_BE, names(render()))
@@ -51,13 +51,13 @@ def test_nothing_where_there_may_be_nothing(render: Render) -> None:
 @pytest.mark.parametrize(
     "path", ["ray-cluster.head.ports", "ray-cluster.head.rayVersion", "ray-cluster.worker.replicas"]
 )
-def test_nothing_where_something_is_needed(path: str, render: Render) -> None:
+def test_required_values_may_not_be_null(path: str, render: Render) -> None:
     with pytest.raises(RenderError) as error:
         render(values=nest({path: None}))
     assert path in str(error.value).replace("/", ".") and "executing" not in str(error.value)
 
 
-def test_nothing_where_a_template_needs_something(render: Render) -> None:
+def test_sections_that_templates_read_may_not_be_null(render: Render) -> None:
     def named(path: str) -> bool:
         with pytest.raises(RenderError) as error:
             render(values=nest({path: None}))

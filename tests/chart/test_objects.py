@@ -1,4 +1,4 @@
-"""What each values file renders to: the exact objects, in one namespace, labelled, and known to upstream's CRD."""
+"""The exact objects that each values file renders, their namespace and labels, and their fields in the upstream CRD."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def test_the_objects_are_exactly_these(file: str, helm: Path, render: Render) ->
     assert found == sorted(OBJECTS[file])
 
 
-def test_each_file_is_known_and_says_why_it_is_there() -> None:
+def test_each_file_is_listed_and_starts_with_a_comment() -> None:
     assert OBJECTS.keys() == FILES.keys()
     for paths in FILES.values():
         for path in paths:
@@ -89,7 +89,7 @@ def test_namespace_labels_and_hooks(file: str, render: Render) -> None:
             "helm.sh/hook": hook,
             "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
         }
-        if hook in (HOOKS["cleanup"], HOOKS["rollout"]):  # what a Job needs is there before it
+        if hook in (HOOKS["cleanup"], HOOKS["rollout"]):  # the Job runs after the objects that it needs
             expected["helm.sh/hook-weight"] = "1" if manifest["kind"] == "Job" else "0"
         assert annotations == (expected if hook else {}), name
 
@@ -100,7 +100,7 @@ def of_this_chart() -> set[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def crd(unpacked: Path) -> Any:
-    """The schema of a RayCluster, but what it does not know is refused and not dropped, as the API server does."""
+    """Return the schema of a RayCluster, changed to refuse unknown fields, which the API server drops."""
     text = (unpacked / "kuberay-operator" / "crds" / "ray.io_rayclusters.yaml").read_text()
     (schema,) = [
         v["schema"]["openAPIV3Schema"] for v in yaml.load(text, LOADER)["spec"]["versions"] if v["name"] == "v1"
@@ -119,7 +119,7 @@ def close(schema: Any) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_cluster_is_what_the_crd_knows(file: str, render: Render, crd: Any) -> None:
+def test_the_crd_has_every_field_of_the_cluster(file: str, render: Render, crd: Any) -> None:
     cluster = find(render(*FILES[file]), "RayCluster", "ray")
     assert [error.message for error in crd.iter_errors(cluster)] == []
     for part in (cluster["spec"]["autoscalerOptions"], cluster["spec"]["headGroupSpec"]["template"]["spec"]):
@@ -145,6 +145,6 @@ def test_everything_gives_each_key_and_turns_each_switch() -> None:
     given = leaves(yaml.safe_load(FILES["everything.yaml"][0].read_text()))
     assert [path for path in own if not any(f"{key}.".startswith(f"{path}.") for key in given)] == []
     same = {path for path, value in own.items() if value == given.get(path)}
-    # With the other one of their pair these are refused.
+    # The chart refuses these together with the other value of their pair.
     assert same == {"auth.token", "metrics.podMonitoring.enabled"}
     assert (given["kuberay-operator.enabled"], given["ray-cluster.head.enableInTreeAutoscaling"]) == (False, True)

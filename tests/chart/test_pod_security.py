@@ -1,4 +1,4 @@
-"""Pod Security `restricted`: every pod template of every values file passes, by rules that refuse what they must."""
+"""Every pod template of every values file complies with Pod Security `restricted`; the rules themselves are tested."""
 
 import copy
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def every(pod: Manifest) -> list[Manifest]:
 
 
 def violations(pod: Manifest, annotations: Manifest | None = None) -> Iterator[str]:
-    """What the standard's `restricted` level (of Kubernetes 1.34, with `baseline` in it) refuses in a pod's spec."""
+    """Yield the violations of the level `restricted` (Kubernetes 1.34), which includes `baseline`, in a pod spec."""
     context = pod.get("securityContext") or {}
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(field):
@@ -58,7 +58,7 @@ def violations(pod: Manifest, annotations: Manifest | None = None) -> Iterator[s
 
 
 def of_a_context(name: str, context: Manifest) -> Iterator[str]:
-    """What a pod and a container have in common."""
+    """Check the security context fields that pods and containers share."""
     if context.get("runAsUser") == 0:
         yield f"{name}: runAsUser"
     if (context.get("windowsOptions") or {}).get("hostProcess"):
@@ -94,7 +94,7 @@ def of_a_container(container: Manifest, context: Manifest) -> Iterator[str]:
 
 
 def templates(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """Every pod that comes of it; the operator gives the head's pod its autoscaler."""
+    """Return every pod template. The operator adds the autoscaler to the head's pod."""
     found = {}
     for manifest in manifests:
         name, spec = f"{manifest['kind']} {manifest['metadata']['name']}", manifest.get("spec") or {}
@@ -132,7 +132,7 @@ def test_every_pod_is_restricted(file: str, render: Render) -> None:
     assert found == dict.fromkeys(pods, [])
 
 
-def test_the_rules_pass_what_is_right() -> None:
+def test_the_rules_accept_valid_pods() -> None:
     assert list(violations(good())) == []
     assert list(violations(good(), {"container.apparmor.security.beta.kubernetes.io/c": "runtime/default"})) == []
     in_the_container = good()
@@ -188,7 +188,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("path", "value", "said"), BAD, ids=[f"{path}={value}" for path, value, _ in BAD])
-def test_the_rules_refuse_what_is_not(path: str, value: object, said: str) -> None:
+def test_the_rules_refuse_invalid_pods(path: str, value: object, said: str) -> None:
     pod: Any = good()
     *parents, last = path.split(".")
     inner = pod

@@ -1,4 +1,4 @@
-"""The token and the declared secrets: where they come from, who gets them, and that they are in Secrets only."""
+"""The token and the values of `secrets`: their sources, the pods that get them, and that only Secrets contain them."""
 
 import base64
 import json
@@ -25,13 +25,13 @@ CONTENTS = {
 
 
 def pods(cluster: Manifest) -> dict[str, Any]:
-    """The pod of the head and that of each group."""
+    """Map `head` and the name of each group to the pod spec."""
     groups = {group["groupName"]: group["template"]["spec"] for group in cluster["spec"]["workerGroupSpecs"]}
     return {"head": cluster["spec"]["headGroupSpec"]["template"]["spec"], **groups}
 
 
 def mounting(**secrets: str) -> dict[str, Any]:
-    """Head, workers and one more group with these Secrets: name of the volume -> that of the Secret."""
+    """Return values that mount these Secrets in every pod. The keywords map volumes to Secrets."""
     volumes = [{"name": v, "secret": {"secretName": s, "defaultMode": 0o440}} for v, s in secrets.items()]
     mounts = [{"name": v, "mountPath": f"/home/ray/{v}", "readOnly": True} for v in secrets]
     pod = {"volumes": volumes, "volumeMounts": mounts}
@@ -44,7 +44,7 @@ def decoded(secret: Manifest) -> dict[str, str]:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every key and value in it."""
+    """Yield every key and value as a string."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)
@@ -57,7 +57,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def shows(text: str) -> bool:
-    """Whether the planted word is in it, or is in its base64 behind any number of other bytes."""
+    """Return whether the text contains the planted word, in plain text or in base64 at any offset."""
     middles = [base64.b64encode(b"x" * shift + PLANTED.encode())[4:-4].decode() for shift in range(3)]
     return any(word in text for word in (PLANTED, *middles))
 
@@ -81,7 +81,7 @@ def test_a_random_token_is_another_each_time(render: Render, helm: Path) -> None
         (value,) = decoded(find(render(helm=helm, args=args), "Secret", "ray-auth-token")).values()
         return value
 
-    tokens = {token(), token("--skip-crds"), token("--skip-tests")}  # what would be the same render is done once
+    tokens = {token(), token("--skip-crds"), token("--skip-tests")}  # different arguments, because renders are cached
     assert len(tokens) == 3 and all(len(token) == 43 and token.isalnum() for token in tokens)
 
 
@@ -107,7 +107,7 @@ def test_without_authentication_there_is_no_token(render: Render) -> None:
 
 
 def test_who_has_the_token(render: Render) -> None:
-    """Each Ray container, the autoscaler, the test's pod and the submitter; no hook, and not the operator."""
+    """The Ray containers, the autoscaler, the test pod and the submitter have it; the hooks and the operator do not."""
     manifests = render(values={"rollout": {"enabled": True}})
     assert set(manifests_using(manifests, "ray-auth-token")) == {
         "Secret ray-auth-token",
@@ -131,7 +131,7 @@ def test_secrets_from_values(render: Render, helm: Path) -> None:
 
 
 def test_secrets_from_files(render: Render, helm: Path, tmp_path: Path) -> None:
-    """As values.yaml shows it."""
+    """--set-file works as values.yaml documents it."""
     shown = "--set-file 'secrets.cloudvolume.data.google-secret\\.json=FILE'"
     assert shown in (CHART / "values.yaml").read_text()
     key = shown.split("'")[1].removesuffix("FILE")
@@ -169,8 +169,8 @@ def test_secrets_are_mounted_in_every_ray_pod(render: Render) -> None:
 
 @pytest.mark.parametrize("part", ["volumes", "volumeMounts"])
 @pytest.mark.parametrize("where", ["head", "worker", "additionalWorkerGroups.gpu"])
-def test_a_secret_that_is_mounted_but_once_less_is_refused(part: str, where: str, render: Render) -> None:
-    cluster = json.loads(json.dumps(mounting(s="s")))  # without aliases
+def test_a_secret_that_one_pod_does_not_mount_is_refused(part: str, where: str, render: Render) -> None:
+    cluster = json.loads(json.dumps(mounting(s="s")))  # a copy without shared lists
     pod = cluster
     for key in where.split("."):
         pod = pod[key]
@@ -190,7 +190,7 @@ def test_the_values_are_in_secrets_only(render: Render, helm: Path) -> None:
 
 
 def test_the_values_are_not_in_the_notes(helm: Path, render: Render, editable: Path) -> None:
-    """What `helm install` would print; only Helm 4 does so without a cluster."""
+    """These are the notes of `helm install`, which only Helm 4 prints without a cluster."""
     values = everything_planted()
     notes = find(render(values=values, helm=helm, chart=editable), "ConfigMap", "notes")["data"]["text"]
     assert "RayCluster ray/ray is starting" in notes and not shows(notes)
@@ -202,7 +202,7 @@ def test_the_values_are_not_in_the_notes(helm: Path, render: Render, editable: P
 
 
 def test_a_token_from_a_file(render: Render, tmp_path: Path) -> None:
-    """The newline at its end is none of it; a wrong one is not shown."""
+    """The final newline is removed. The error for an invalid token does not contain the token."""
 
     def rendered(name: str, content: str) -> list[Manifest]:
         (tmp_path / name).write_text(content)
@@ -223,7 +223,7 @@ def test_a_token_among_the_variables_is_not_in_the_error(render: Render) -> None
     assert not shows(str(error.value))
 
 
-def test_names_and_keys_that_yaml_reads_as_something_else(render: Render) -> None:
+def test_names_and_keys_that_yaml_reads_as_other_types(render: Render) -> None:
     data = {key: "content" for key in ("123", "0755", "1.10", "1e3", "true", "null", "-", "---", ".a", "2026-01-01")}
     manifests = render(values={"secrets": {"123": {"data": data}}, "ray-cluster": mounting(s="123")})
     assert decoded(find(manifests, "Secret", "123")) == data

@@ -1,4 +1,4 @@
-"""What upstream's charts read is what our schema takes under their names."""
+"""The schema accepts exactly the values that the upstream charts read."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ Node = dict[str, Any]
 
 
 def used(texts: list[str]) -> str:
-    """Templates without comments, and without what they define and never include."""
+    """Return the templates without comments and without definitions that are never included."""
     texts = [re.sub(r"\{\{-? ?/\*.*?\*/ ?-?\}\}", "", text, flags=re.DOTALL) for text in texts]
     parts = [part for text in texts for part in re.split(r'(?=\{\{-? define ")', text)]
     included = set(re.findall(r'(?:include|template) "(.*?)"', "".join(texts)))
@@ -27,16 +27,16 @@ def used(texts: list[str]) -> str:
 
 
 def read(chart: Path) -> set[str]:
-    """The values that its templates name."""
+    """Return the values that the templates of a chart read."""
     text = used([path.read_text() for path in sorted((chart / "templates").iterdir())])
-    assert not re.search(r"index \$?\.Values|\.Values\[|pluck|\bget \$?\.Values", text), "another way to read a value"
+    assert not re.search(r"index \$?\.Values|\.Values\[|pluck|\bget \$?\.Values", text), "values read in an unknown way"
     found = {path.lstrip(".") for path in re.findall(r"\.Values((?:\.\w+)+)", text)}
     found |= {f"{p}.{key}".lstrip(".") for p, key in re.findall(r'hasKey \$?\.Values((?:\.\w+)*) "(\w+)"', text)}
     return found | {f"{GROUPS}{path}" for path in re.findall(r"\$values((?:\.\w+)+)", text)}
 
 
 def given(values: Any, path: str = "") -> set[str]:
-    """The keys that values.yaml names, each group being like the other."""
+    """Return the keys of values.yaml, with `*` for the name of each group."""
     if not isinstance(values, dict):
         return {path}
     inner = {
@@ -50,7 +50,7 @@ def resolved(node: Node) -> Node:
 
 
 def takes(node: Node, path: str) -> bool:
-    """Whether the schema has room for a key."""
+    """Return whether the schema accepts a key."""
     for key in path.split("."):
         node = resolved(node)
         rest = node.get("additionalProperties", "properties" not in node)
@@ -71,7 +71,7 @@ def missed(schema: Node, name: str, unpacked: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_the_schema_takes_what_upstream_reads(name: str, unpacked: Path) -> None:
+def test_the_schema_accepts_what_upstream_reads(name: str, unpacked: Path) -> None:
     assert missed(SCHEMA, name, unpacked) == []
 
 
@@ -104,7 +104,7 @@ def test_a_key_that_groups_lack_is_found(unpacked: Path) -> None:
 
 
 def named(node: Node, path: str = "") -> set[str]:
-    """The keys that the schema names, down to what goes into an object as it is."""
+    """Return the keys that the schema names, except those inside fields that are copied unchanged."""
     inner = resolved(node).get("properties", {})
     more = resolved(node).get("additionalProperties")
     if path == "additionalWorkerGroups":
@@ -114,15 +114,15 @@ def named(node: Node, path: str = "") -> set[str]:
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_the_schema_takes_nothing_that_upstream_ignores(name: str, unpacked: Path) -> None:
+def test_the_schema_accepts_nothing_that_upstream_ignores(name: str, unpacked: Path) -> None:
     known = read(unpacked / name)
     ignored = set(named(SCHEMA["properties"][name]))
     for key in known:
         ignored -= {path for path in ignored if f"{key}.".startswith(f"{path}.") or path.startswith(f"{key}.")}
-    assert ignored == {"enabled", "global"}  # Helm's own
+    assert ignored == {"enabled", "global"}  # Helm reads these itself
 
 
-def test_what_goes_into_the_cluster_as_it_is_has_the_keys_of_the_crd(unpacked: Path) -> None:
+def test_fields_that_are_copied_unchanged_have_the_keys_of_the_crd(unpacked: Path) -> None:
     text = (unpacked / "kuberay-operator" / "crds" / "ray.io_rayclusters.yaml").read_text()
     (version,) = [v for v in yaml.load(text, LOADER)["spec"]["versions"] if v["name"] == "v1"]
     crd = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
@@ -139,8 +139,8 @@ def test_what_goes_into_the_cluster_as_it_is_has_the_keys_of_the_crd(unpacked: P
         assert ours["gcsFaultTolerance"]["properties"][key]["properties"].keys() == redis[key]["properties"].keys()
 
 
-def test_groups_take_what_the_worker_takes() -> None:
-    """And the head's pod has what theirs have."""
+def test_groups_accept_the_keys_of_the_worker() -> None:
+    """The head accepts the same keys for its pod."""
     ours = SCHEMA["properties"]["ray-cluster"]["properties"]
     head, worker = ours["head"]["properties"], dict(ours["worker"]["properties"])
     group = ours["additionalWorkerGroups"]["additionalProperties"]["properties"]

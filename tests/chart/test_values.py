@@ -1,4 +1,4 @@
-"""The chart's own values: each is in the schema, is read by a template, changes what is rendered, and is explained."""
+"""Each of the chart's own values is in the schema, is read by a template, changes the output and has a comment."""
 
 import json
 import re
@@ -19,7 +19,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
 
 def leaves(values: Any, path: str = "") -> list[str]:
-    """The dotted keys, without upstream's."""
+    """Return the dotted keys, without those of the upstream charts."""
     if not isinstance(values, dict) or not values:
         return [path]
     return [
@@ -51,7 +51,7 @@ def test_values_and_schema_have_the_same_keys() -> None:
     assert sorted(OWN) == sorted(of_the_schema(SCHEMA)) and len(OWN) > 25
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     assert SCHEMA["$schema"] == "http://json-schema.org/draft-07/schema#"
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     references = {line.removeprefix("#/$defs/") for line in re.findall(r'"\$ref": "(.*?)"', json.dumps(SCHEMA))}
@@ -68,8 +68,8 @@ def objects(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from objects(inner, f"{path}/{key}")
 
 
-def test_no_typo_passes_where_the_keys_are_known() -> None:
-    """But in what Kubernetes knows better: volumes, mounts and containers."""
+def test_unknown_keys_are_refused() -> None:
+    """Except in volumes, mounts and containers, which the API server validates."""
     found = {path for path, node in objects(SCHEMA) if node.get("additionalProperties") is not False}
     assert found == {"/$defs/named/items", "/$defs/mounts/items"}
 
@@ -91,7 +91,7 @@ MOUNTED = {
     "volumes": [{"name": "s", "secret": {"secretName": "s"}}],
     "volumeMounts": [{"name": "s", "mountPath": "/s"}],
 }
-# To what each is changed, and upon what.
+# For each value: the new value, and the other values of that render.
 CHANGES: dict[str, tuple[object, Values]] = {
     "auth.enabled": (False, {"ray-cluster.common.containerEnv": []}),
     "auth.token": ("another", {"auth.token": "one"}),
@@ -122,7 +122,7 @@ CHANGES: dict[str, tuple[object, Values]] = {
     "cleanup.enabled": (False, {}),
     "cleanup.timeoutSeconds": (5, {}),
 }
-# A name or switch that does not go with the rest is refused, so that these are wrong before or after.
+# The chart refuses these without the change, because the other values then contradict the default.
 REFUSED = {"auth.enabled", "serviceAccounts.head.name", "serviceAccounts.worker.name"}
 
 
@@ -144,7 +144,7 @@ def test_each_value_changes_what_is_rendered(render: Render) -> None:
 
 
 def without_token(manifests: list[Manifest]) -> list[Manifest]:
-    """A given one stays, for it is short; a random one is another each time."""
+    """Replace a random token, which differs in each render. A given token is shorter and stays."""
     for manifest in manifests:
         if len(str((manifest.get("data") or {}).get("auth_token", ""))) == 60:
             manifest["data"] = "random"
@@ -152,7 +152,7 @@ def without_token(manifests: list[Manifest]) -> list[Manifest]:
 
 
 def explained(text: str) -> dict[str, bool]:
-    """Whether each of the chart's own keys has a comment above it, or above what it is in."""
+    """Return whether each key of the chart, or a parent of it, has a comment above it."""
     found: dict[str, bool] = {}
     path: list[str] = []
     above = ""
@@ -175,7 +175,7 @@ def test_each_value_is_explained() -> None:
 
 
 def test_half_the_chart(render: Render) -> None:
-    """Each half alone is what it is in the whole."""
+    """The operator alone and the cluster alone render the same objects as the whole chart."""
     whole = {(m["kind"], m["metadata"]["name"]): m for m in without_token(render())}
     operator = without_token(render(values=nest({"ray-cluster.enabled": False})))
     cluster = without_token(render(values=nest({"kuberay-operator.enabled": False})))
