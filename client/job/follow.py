@@ -23,8 +23,8 @@ _LOST_SECONDS_HERE = 20.0  # of a Ray on this machine, or while the user waits f
 _RETURN_SECONDS = 600.0  # so long the workers of a fault tolerant cluster wait for its head, as KubeRay sets them up
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _PENDING_SECONDS = 10.0
-_NODE_SECONDS = 10.0  # between two questions whether the driver's node is alive, while the log is silent
-_VERDICT_SECONDS = 10.0  # that Ray has to mark a job as failed whose node is dead
+_NODE_SECONDS = 5.0  # between two questions whether the driver's node is alive, while the log is silent
+_VERDICT_SECONDS = 3.0  # that Ray has to mark a job as failed whose node is dead
 _TAIL_BYTES = 1 << 16
 
 
