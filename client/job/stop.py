@@ -12,12 +12,13 @@ from client.targets.target import Target
 from client.wait import wait
 
 _AGAIN_SECONDS = 1.0  # between two requests: one that comes just before the job starts is lost
+_HELPER_SECONDS = 30.0  # for the job that ends a pending one
 _PENDING_SECONDS = 2.0  # a job that is pending for longer than this waits for resources
 
 # Ray does nothing with a stop of a pending job, and its HTTP API cannot end an actor, so this runs as a job of its own.
 # JobManager then finds the status final, and leaves it (ray/dashboard/modules/job/job_manager.py, 2.60).
 _END_PENDING = """
-import asyncio, ray, sys
+import asyncio, os, ray, sys
 from ray._private.worker import global_worker
 from ray.dashboard.modules.job.common import JobInfoStorageClient, JobStatus
 job, supervisor = sys.argv[1:]
@@ -28,6 +29,7 @@ async def end():
         await jobs.put_status(job, JobStatus.STOPPED, message="The job was stopped before it started.")
         ray.kill(ray.get_actor(supervisor, namespace="SUPERVISOR_ACTOR_RAY_NAMESPACE"))
 asyncio.run(end())
+os._exit(0)
 """
 
 
@@ -57,7 +59,7 @@ class Stopping:
         """Remove the job that ended a pending one from the list."""
         if self._helper:
             with suppress(ClientError):
-                wait(lambda: "" if self._jobs.get(self._helper).finished else "it is running", 10)
+                wait(lambda: "" if self._jobs.get(self._helper).finished else "it is running", _HELPER_SECONDS)
                 self._jobs.delete(self._helper)
             self._helper = ""
 

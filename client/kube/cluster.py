@@ -125,7 +125,10 @@ class Cluster:
         """The Service to use: the chart's, else the operator's."""
         if self.reaches_agent:
             return f"{self.name}-api"
-        return self._head_status().get("serviceName") or f"{self.name}-head-svc"
+        cluster = self.read()
+        service = cluster.get("spec", {}).get("headGroupSpec", {}).get("headService") or {}
+        named = service.get("metadata", {}).get("name") or f"{self.name}-head-svc"
+        return str(_head_status(cluster).get("serviceName") or named)
 
     def url(self, port: int) -> str:
         """The URL of a port of the Service, with the name that the submitter Role allows."""
@@ -144,7 +147,7 @@ class Cluster:
         """
         if address not in self._agents:
             parts = urlsplit(address)
-            if parts.hostname == self._head_status().get("podIP"):
+            if parts.hostname == _head_status(self.read()).get("podIP"):
                 self._agents[address] = self.url(AGENT) if self.reaches_agent else None
             elif self.api.login.context is None:
                 self._agents[address] = address
@@ -166,10 +169,6 @@ class Cluster:
     def read(self) -> Object:
         """The object as it is now; empty if it no longer exists."""
         return self.api.get(f"{RAY}/namespaces/{self.namespace}/rayclusters/{self.name}") or {}
-
-    def _head_status(self) -> Object:
-        """What the operator reports about the head: podIP, serviceName."""
-        return self.read().get("status", {}).get("head") or {}
 
     def pods(self) -> list[Object]:
         """Its pods."""
@@ -227,6 +226,11 @@ class Cluster:
         if is_ready(head):
             return ""  # operators before KubeRay 1.3 set no conditions, and 1.7's may be late after a kubelet's restart
         return self.api.why_not_ready(head)
+
+
+def _head_status(cluster: Object) -> Object:
+    """What the operator says of a cluster's head: podIP, serviceName."""
+    return cluster.get("status", {}).get("head") or {}
 
 
 def head_ready(cluster: Object) -> bool:

@@ -209,8 +209,9 @@ def test_the_log_of_a_job_whose_node_is_gone(
     theirs = {"KUBECONFIG": str(kubeconfig_of(login, cluster, tmp_path))} if login == "submitter" else {}
     until("the worker takes jobs", lambda: [*nodes(cluster).values()].count("ALIVE") == 2, timeout=90)
     job = f"ended-{time.monotonic_ns()}"
-    (tmp_path / "empty").mkdir()
-    done = submit(cluster, tmp_path / "empty", *on_worker, "--id", job, "--", "echo", "hello")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    done = submit(cluster, tmp_path / "folder", *on_worker, "--id", job, "--", "echo", "hello")
     assert done.returncode == 0 and "hello\n" in done.stdout, done.stderr
     lose_worker(cluster)
     command = [sys.executable, "-m", "client", "logs", job]
