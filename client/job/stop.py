@@ -5,7 +5,7 @@ import shlex
 import time
 from contextlib import suppress
 
-from client.errors import ClientError
+from client.errors import ClientError, JobNotFound
 from client.ray_api.jobs import SUPERVISOR, RayJobs
 from client.ray_api.record import JobRecord
 from client.targets.target import Target
@@ -57,10 +57,19 @@ class Stopping:
 
     def _clean_up(self) -> None:
         """Remove the job that ended a pending one from the list."""
+
+        def why() -> str:
+            try:
+                if self._jobs.get(self._helper).finished:
+                    self._jobs.delete(self._helper)
+            except JobNotFound:
+                return ""
+            return "it is listed"
+
         if self._helper:
+            # JobManager, which looks every second, may write the record of a job anew that was deleted just before.
             with suppress(ClientError):
-                wait(lambda: "" if self._jobs.get(self._helper).finished else "it is running", _HELPER_SECONDS)
-                self._jobs.delete(self._helper)
+                wait(why, _HELPER_SECONDS, poll=2.0)
             self._helper = ""
 
 
