@@ -86,6 +86,7 @@ class Http:
         url = path if "://" in path else base + path
         try:
             response = self.session.request(method, url, **{"timeout": _TIMEOUT, "allow_redirects": False, **options})
+            refused = self._refused(response)  # reads a refusal's text, which may break off
         except requests.exceptions.SSLError as error:
             pinned = "correct certificate-authority of its cluster in the kubeconfig"
             hint = pinned if self.server.tls else "name its CA file in REQUESTS_CA_BUNDLE"
@@ -95,17 +96,18 @@ class Http:
         if response.is_redirect:  # followed, a POST would arrive as a GET
             there = "{0.scheme}://{0.netloc}".format(urlsplit(urljoin(url, response.headers["location"])))
             raise Unreachable(f"{base} redirects to {there}", "log in there first, or give that address")
-        if response.status_code < 400:
-            return response
-        for refusal in self._refusals:
-            if refused := refusal(response):
-                raise refused
+        if refused:
+            raise refused
         host = urlsplit(url).netloc
         if response.status_code in (401, 403):
             raise NotAuthorised(f"{host} answers {response.status_code}, and that is not Ray", "log in there first")
         if response.status_code in (429, 502, 503, 504):
             raise Unreachable(f"{base} answers {response.status_code}", "try again in a moment")
         return response
+
+    def _refused(self, response: requests.Response) -> ClientError | None:
+        found = (refusal(response) for refusal in self._refusals if response.status_code >= 400)
+        return next(filter(None, found), None)
 
 
 def _session(server: Server) -> requests.Session:

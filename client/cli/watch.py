@@ -103,8 +103,8 @@ def _interrupted(
             raise Detached(f"detached from job {job.submission_id}, which goes on")
     except KeyboardInterrupt:
         pass
-    output.note("stopping the job (Ctrl-C again leaves at once)")
     try:
+        output.note("stopping the job (Ctrl-C again leaves at once)")
         if job.target.ends_with_us and job.jobs.get(job.submission_id).status == "PENDING":
             job.close()
             raise Detached(f"job {job.submission_id} was ended before it started")

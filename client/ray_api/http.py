@@ -37,8 +37,9 @@ def token_refusal(*, sent: bool, hint: str) -> Refusal:
     what = "the cluster refused the token" if sent else "the cluster requires a token"
 
     def refusal(response: requests.Response) -> ClientError | None:
-        is_rays = response.text.startswith(("Unauthorized:", "Forbidden:"))
-        return NotAuthorised(what, hint) if response.status_code in (401, 403) and is_rays else None
+        if response.status_code in (401, 403) and response.text.startswith(("Unauthorized:", "Forbidden:")):
+            return NotAuthorised(what, hint)
+        return None
 
     return refusal
 

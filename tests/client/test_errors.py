@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from client.errors import Unreachable
+from client.http import Http, Server
+from client.ray_api.http import token_refusal
 from client.targets.target import Target
 from tests.client.conftest import port
 from tests.client.proxy import FaultProxy
@@ -376,3 +379,26 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(run: Cli) -> None:
     assert b"Traceback (most recent call last)" in done.stderr
     assert "there is no script nope.py" in done.stderr.decode().splitlines()[-1]
     assert json.loads(done.stdout)["exit_code"] == 2
+
+
+def test_a_refusal_that_breaks_off_is_a_lost_connection() -> None:
+    """Its text is read to tell whose it is."""
+    served = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            nonlocal served
+            while served < 3:  # a GET is sent three times
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(10_000)
+                    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nForbid")
+                served += 1
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(Unreachable, match="does not answer"):
+            Http(server, token_refusal(sent=True, hint="")).request("GET", "/api/jobs/", stream=True)
+        thread.join()
+    assert served == 3
