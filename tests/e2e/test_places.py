@@ -212,7 +212,8 @@ def test_a_second_cluster_in_the_namespace(ray: Cluster, operator: list[str]) ->
         kubectl(*operator, "--replicas=1")
         there = client(ray, "submit", "--wait-cluster", "3m", "--address", other, "--", *WHERE, timeout=200)
         here = client(ray, "submit", "--address", f"kubernetes:///{ray.namespace}/ray", "--", *WHERE)
-        assert (there.returncode, here.returncode) == (0, 0), (there.stderr, here.stderr)
+        assert there.returncode == 0, there.stderr.decode()
+        assert here.returncode == 0, here.stderr.decode()
         assert last_line(there).startswith("x-api-head-") and last_line(here) == ray.name("head")
         done = client(ray, "submit", "--address", f"kubernetes:///{ray.namespace}", "--", "true")
         said = done.stderr.decode().splitlines()[-1]
