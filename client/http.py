@@ -152,10 +152,11 @@ class _Pinned(requests.adapters.HTTPAdapter):
 
     def __init__(self, tls: ssl.SSLContext, server_name: str | None) -> None:
         self._tls = {"ssl_context": tls, "server_hostname": server_name}
+        self._unverified = tls.verify_mode == ssl.CERT_NONE
         super().__init__()
 
     def _pools(self, manager: Any) -> Any:
-        if self._tls["ssl_context"].verify_mode == ssl.CERT_NONE:  # type: ignore[union-attr]
+        if self._unverified:
             manager.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": _UnverifiedPool}
         return manager
 

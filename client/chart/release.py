@@ -17,7 +17,7 @@ class Release:
     """A release as the API server shows it.
 
     Attributes:
-        cluster: the name of its RayCluster, once that is known.
+        cluster_name: of its RayCluster, once that is known.
     """
 
     def __init__(self, login: Login, namespace: str, name: str) -> None:
