@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from client.background import import_in_background
 from client.cli.options import Duration, address_option, choose, output_option, pairs
 from client.cli.watch import sigterm_interrupts, watch
 from client.errors import Detached, UsageError
@@ -84,8 +83,6 @@ def submit(
     **given: Any,
 ) -> None:
     """Run a script or a command, show its log, and exit with its code."""
-    if not dry_run:
-        import_in_background("client.ray_api.sdk")  # takes as long as all the rest before a job is sent
     from client.cli import output
     from client.job import submit as job
 

@@ -23,7 +23,9 @@ FILE_KEYS = {
     "entrypoint_resources": dict,
     "entrypoint_label_selector": dict,
 }
+_VALUE_KINDS = {"metadata": str, "entrypoint_resources": float, "entrypoint_label_selector": str}
 RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name")
+UPLOAD_KEYS = ("working_dir", "excludes", "py_modules")  # of a runtime_env: say what is uploaded
 _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list, "py_modules": list}  # read by the client
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
@@ -92,13 +94,13 @@ class Request:
             raise UsageError(f"a job has no argument {unknown[0]}", f"use only {', '.join(FILE_KEYS)}")
         given = {name: value for name, value in self.arguments.items() if value is not None}  # as Ray's SDK takes it
         _check_kinds(given, FILE_KEYS)
-        resources = given.get("entrypoint_resources", {})
-        if not all(isinstance(name, str) and isinstance(amount, int | float) for name, amount in resources.items()):
-            raise UsageError("entrypoint_resources must have a number for each name")
+        for key, kind in _VALUE_KINDS.items():
+            if not all(isinstance(name, str) and _is(kind, value) for name, value in given.get(key, {}).items()):
+                raise UsageError(f"{key} must have {_KINDS[kind]} for each name")
         if self.accelerator:
             # Ray's own amount (ray/_common/ray_option_utils.py): it asks for the kind, and uses up none.
-            kind = {f"{ACCELERATOR}{self.accelerator}": 0.001}
-            given = {"entrypoint_num_gpus": 1, **given} | {"entrypoint_resources": {**resources, **kind}}
+            resources = {**given.get("entrypoint_resources", {}), f"{ACCELERATOR}{self.accelerator}": 0.001}
+            given = {"entrypoint_num_gpus": 1, **given, "entrypoint_resources": resources}
         return given
 
     @property
@@ -152,10 +154,14 @@ class Request:
 
 def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
     for name, kind in kinds.items():
-        value = values.get(name, kind())
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if not fits or (kind is float and not 0 <= value < math.inf):
+        if not _is(kind, values.get(name, kind())):
             raise UsageError(f"{name} must be {_KINDS[kind]}")
+
+
+def _is(kind: type, value: object) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and 0 <= value < math.inf
+    return isinstance(value, kind)
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Stopping:
                 self._helper = f"stop-{self._submission_id}-{secrets.token_hex(3)}"
                 words = [self._target.runtime.python, "-c", _END_PENDING, job.submission_id]
                 line = shlex.join([*words, SUPERVISOR + job.submission_id])
-                self._jobs.submit_plain(f"exec {line}", self._helper)
+                self._jobs.submit_plain({"entrypoint": f"exec {line}", "submission_id": self._helper})
 
     def _clean_up(self) -> None:
         """Remove the job that ended a pending one from the list."""

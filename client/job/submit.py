@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from client.background import import_in_background
 from client.job.job import Job
-from client.job.request import Request
+from client.job.request import UPLOAD_KEYS, Request
 from client.job.resources import check_resources
 from client.job.submission import Submission, command_line, submission
-from client.ray_api.jobs import RayJobs
+from client.ray_api.jobs import RayJobs, needs_sdk
 from client.targets import Address, connect, resolve, runtime
-from client.targets.target import Runtime, Target
+from client.targets.target import Runtime
 from client.upload.package import Packed, Upload, plan_upload
 from client.wait import Note, silent
 
 WAIT_CLUSTER_SECONDS = 900.0
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-_SIMPLE = {"working_dir", "py_modules", "excludes", "env_vars"}  # the parts of a runtime_env that the client checks
 
 
 def submit(
@@ -141,7 +139,6 @@ def send(
         note: takes a line that the user should see.
         progress: makes a context manager, from a title and a number of bytes, that takes the bytes of each step.
     """
-    import_in_background("client.ray_api.sdk")
     with ExitStack() as stack:
         target = stack.enter_context(connect(address, start_in=None if detached else request.folder or Path.cwd()))
         note(f"address {target.address} ({'a Ray of its own; ' if target.ends_with_us else ''}{address.source})")
@@ -151,7 +148,7 @@ def send(
         for secret in upload.withheld:
             fix = f"`!{PurePosixPath(secret).name}` in a .rayignore beside it uploads it"
             note(f"not uploaded because it looks like a secret: {secret} ({fix})")
-        if not _SIMPLE.issuperset(request.runtime_env):
+        if needs_sdk({k: v for k, v in request.runtime_env.items() if k not in UPLOAD_KEYS}):
             from client.ray_api.sdk import validate
 
             validate(request.runtime_env)
@@ -159,8 +156,7 @@ def send(
             with progress("packing", upload.size) as done:
                 packed = files.enter_context(upload.packed(done))
             target.wait_ready(note, wait_cluster)
-            if not target.runtime.in_place:
-                _check_version(target, jobs, note)
+            theirs = None if target.runtime.in_place else target.ray_version or jobs.version()["ray_version"]
             for package in packed.packages:
                 if not jobs.has_package(package.uri):
                     with progress("uploading", package.size) as sent:
@@ -168,13 +164,13 @@ def send(
             runs_here = target.runtime.in_place and request.folder and not target.runs_in(request.folder)
             made = _submission(request, entrypoint, packed, f"local://{request.folder}" if runs_here else None)
             new = jobs.submit(made.arguments)
+        _compare_versions(theirs, note)  # while the job starts
         return Job(made.submission_id, target, stack.pop_all(), attached=not new)
 
 
-def _check_version(target: Target, jobs: RayJobs, note: Note) -> None:
-    """Warn of a server of another Ray, which mostly works; what has no job API is refused by `version`."""
-    from ray import __version__ as ours  # as the SDK has imported it
+def _compare_versions(theirs: str | None, note: Note) -> None:
+    """Warn of a server with another Ray, which usually works."""
+    from importlib.metadata import version
 
-    theirs = target.ray_version or jobs.version()["ray_version"]
-    if theirs != ours:
+    if theirs not in (None, ours := version("ray")):
         note(f"the cluster runs Ray {theirs}, this client Ray {ours}: if a job fails, use an image with Ray {ours}")

@@ -1,8 +1,8 @@
 """Ray's Job API: only what may be repeated is.
 
-Reading and stopping are plain REST, so that they need no `ray`. Submitting goes through Ray's Job SDK, which validates
-the runtime_env. Sources, all of Ray 2.60: ray/dashboard/modules/job/job_head.py (routes, status codes),
-ray/dashboard/modules/node/node_head.py (/logical/actors), ray/dashboard/modules/job/common.py (SUPERVISOR's name).
+All is plain REST, and needs no `ray`, except for a runtime_env that only Ray's Job SDK can check. Sources, all of Ray
+2.60: ray/dashboard/modules/job/job_head.py (routes, status codes), ray/dashboard/modules/node/node_head.py
+(/logical/actors), ray/dashboard/modules/job/common.py (SUPERVISOR's name).
 """
 
 import time
@@ -14,7 +14,16 @@ from urllib.parse import quote, urlencode
 
 import requests
 
-from client.errors import ClientError, ContactLost, Detached, JobNotFound, ServerFailed, Unreachable, UsageError
+from client.errors import (
+    ClientError,
+    ContactLost,
+    Detached,
+    JobNotFound,
+    NotReady,
+    ServerFailed,
+    Unreachable,
+    UsageError,
+)
 from client.http import was_sent
 from client.ray_api.http import HINT, POLL_TIMEOUT, RayServer, refused
 from client.ray_api.logs import JobLogs
@@ -181,10 +190,13 @@ class RayJobs:
         """Send a job; False where the same id with the same spec is there."""
         # Ray refuses an id that is taken in words of its own, and on a full disk fails after it has started the job:
         # whatever it answers, what counts is whether the job is there.
-        from client.ray_api.sdk import submit_job
-
         try:
-            submit_job(self._submit_request, arguments)
+            if needs_sdk(arguments.get("runtime_env", {})):
+                from client.ray_api.sdk import submit_job
+
+                submit_job(self.submit_plain, arguments)
+            else:
+                self.submit_plain(arguments)
             return True
         except (UsageError, ServerFailed) as error:
             try:
@@ -198,15 +210,14 @@ class RayJobs:
             "give another --id",
         )
 
-    def submit_plain(self, entrypoint: str, submission_id: str) -> None:
-        """Submit a command that needs no runtime_env, without the SDK."""
-        body = {"entrypoint": entrypoint, "submission_id": submission_id}
-        response = self._submit_request("POST", "/api/jobs/", json=body)
+    def submit_plain(self, arguments: Mapping[str, Any]) -> requests.Response:
+        """Send a job as the SDK does, once and unchecked."""
+        response = self._http.request("POST", "/api/jobs/", json=dict(arguments), timeout=_SUBMIT_TIMEOUT)
+        if "No available agent" in response.text:
+            raise NotReady("the cluster has no node that takes jobs yet", "try again when its head is ready")
         if not response.ok:
             raise refused(response)
-
-    def _submit_request(self, method: str, path: str, **options: Any) -> requests.Response:
-        return self._http.request(method, path, **{"timeout": _SUBMIT_TIMEOUT, **options})
+        return response
 
     def _read(self, response: requests.Response, read: Callable[[Any], _T]) -> _T:
         if not response.ok:
@@ -229,6 +240,17 @@ class _Sized:
 
     def __len__(self) -> int:
         return self.size
+
+
+def needs_sdk(runtime_env: Mapping[str, Any]) -> bool:
+    """Whether a runtime_env has more than uploads and variables: Ray's SDK must check it, and takes long to import."""
+    uris = [runtime_env.get("working_dir", "gcs://"), *runtime_env.get("py_modules", ())]
+    variables = [text for pair in runtime_env.get("env_vars", {}).items() for text in pair]
+    return not (
+        runtime_env.keys() <= {"working_dir", "py_modules", "env_vars"}
+        and all(uri.startswith(("gcs://", "local://")) for uri in uris)
+        and all(isinstance(text, str) for text in variables)
+    )
 
 
 def _job_path(submission_id: str) -> str:

@@ -1,22 +1,21 @@
-"""The one place where Ray's Job SDK is used; importing this module takes half a second.
+"""Ray's Job SDK, for what only it can check and send; importing this module takes half a second.
 
 The SDK reads RAY_ADDRESS over the address it is given, makes two requests of its own and sends without timeouts
 (ray/dashboard/modules/job/sdk.py, 2.60), so its constructor is left out and its requests go where ours do.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import requests
 from ray.job_submission import JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
 
-from client.errors import NotReady, UsageError
-from client.ray_api.http import refused
+from client.errors import UsageError
 
 
 class _Client(JobSubmissionClient):
-    def __init__(self, send: Callable[..., requests.Response]) -> None:
+    def __init__(self, send: Callable[[Mapping[str, Any]], requests.Response]) -> None:
         self._send = send
         self._default_metadata: dict[str, str] = {}
 
@@ -24,12 +23,7 @@ class _Client(JobSubmissionClient):
         """Left to the caller, who does it once."""
 
     def _do_request(self, method: str, endpoint: str, *, data: Any = None, json_data: Any = None) -> requests.Response:
-        return self._send(method, endpoint, data=data, json=json_data)
-
-    def _raise_error(self, r: requests.Response) -> NoReturn:
-        if "No available agent" in r.text:
-            raise NotReady("the cluster has no node that takes jobs yet", "try again when its head is ready")
-        raise refused(r)
+        return self._send(json_data)
 
 
 def validate(runtime_env: Mapping[str, Any]) -> None:
@@ -40,8 +34,12 @@ def validate(runtime_env: Mapping[str, Any]) -> None:
         raise _invalid("runtime_env", error) from error
 
 
-def submit_job(send: Callable[..., requests.Response], arguments: Mapping[str, Any]) -> None:
+def submit_job(send: Callable[[Mapping[str, Any]], requests.Response], arguments: Mapping[str, Any]) -> None:
     """Validate and send one job with the arguments of `JobSubmissionClient.submit_job`.
+
+    Args:
+        send: sends the request with this body, and raises the errors below for the answers of the cluster.
+        arguments: of the job.
 
     Raises:
         UsageError: an argument is not valid, or the cluster refused it.

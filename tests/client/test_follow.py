@@ -59,10 +59,8 @@ class Followed:
 
 def start(jobs: RayJobs, entrypoint: str) -> JobRecord:
     """Submit a job, and wait until its driver runs."""
-    from client.ray_api.sdk import submit_job
-
     arguments = {"entrypoint": entrypoint, "submission_id": f"t{time.monotonic_ns()}"}
-    submit_job(jobs._submit_request, arguments)
+    jobs.submit_plain(arguments)
     while (job := jobs.get(str(arguments["submission_id"]))).status == "PENDING":
         time.sleep(0.05)
     return job

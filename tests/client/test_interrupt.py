@@ -174,7 +174,7 @@ def test_a_stop_that_does_not_arrive_says_that_the_job_may_still_run(
     head: Target, jobs: RayJobs, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow, "_LOST_SECONDS_HERE", 1.0)
-    jobs.submit_plain("echo up; exec sleep 120", job_id)
+    jobs.submit_plain({"entrypoint": "echo up; exec sleep 120", "submission_id": job_id})
     until(lambda: jobs.get(job_id).status == "RUNNING", 30)
     with via_proxy(head, jobs.get(job_id).agent) as (through, dashboard, _):
 

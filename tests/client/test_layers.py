@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = ("cli", "doctor", "job", "chart", "targets", "upload", "ray_api", "kube")  # each imports only those after it
-BASE = ("errors", "http", "wait", "streams", "background")  # below all of them; these import only each other
+BASE = ("errors", "http", "wait", "streams")  # below all of them; these import only each other
 PUBLIC = ("", "__main__")  # the package itself exports the Python API; `python -m client` is the command line
 MAX_LINES = 300
 FILES = {
@@ -32,7 +32,7 @@ def imports(name: str, path: Path, *, runtime: bool = False) -> Iterator[str]:
             base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
             base = base if node.level else node.module or ""
             found = [f"{base}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__", "import_in_background"):
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
             found = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         else:
             continue
@@ -111,8 +111,7 @@ def test_the_reading_of_imports_sees_them_all(tmp_path: Path) -> None:
         "from typing import TYPE_CHECKING\nimport client.errors\nfrom client.kube import login\nfrom . import wait\n"
         "if TYPE_CHECKING:\n    from client.cli.output import note\n"
         "def f():\n    from client.job.submit import send\n    import_module('client.ray_api.sdk')\n"
-        "    import_in_background('client.ray_api.jobs')\n"
     )
-    runtime = {"errors", "kube.login", "wait", "job.submit", "ray_api.sdk", "ray_api.jobs"}
+    runtime = {"errors", "kube.login", "wait", "job.submit", "ray_api.sdk"}
     assert {*imports("x", path, runtime=True)} == runtime
     assert {*imports("x", path)} == runtime | {"cli.output"}

@@ -66,7 +66,7 @@ def _something_to_upload(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", ["DEAD", None])
 def test_a_node_is_gone_when_the_head_says_so(state: str | None, head: Target, jobs: RayJobs) -> None:
-    jobs.submit_plain("true", f"node-{state}")
+    jobs.submit_plain({"entrypoint": "true", "submission_id": f"node-{state}"})
     until(lambda: jobs.get(f"node-{state}").finished, 30)
     node = jobs.get(f"node-{state}").node_id
     assert node
@@ -86,7 +86,7 @@ def test_the_log_of_an_ended_job_is_told_as_gone_at_once(
     state: str | None, follow: tuple[str, ...], head: Target, jobs: RayJobs, run: Cli, remote: dict[str, str]
 ) -> None:
     name = f"ended-{state}-{len(follow)}"
-    jobs.submit_plain("echo done", name)
+    jobs.submit_plain({"entrypoint": "echo done", "submission_id": name})
     until(lambda: jobs.get(name).finished, 30)
     gone = Gone(state)
     gone.is_gone = True
@@ -118,7 +118,7 @@ def test_a_running_job_is_told_as_lost(head: Target, jobs: RayJobs, remote: dict
 def test_the_log_of_a_running_job_is_told_as_lost_at_once(
     head: Target, jobs: RayJobs, run: Cli, remote: dict[str, str]
 ) -> None:
-    jobs.submit_plain("echo up; exec sleep 120", "lost-log")
+    jobs.submit_plain({"entrypoint": "echo up; exec sleep 120", "submission_id": "lost-log"})
     until(lambda: jobs.get("lost-log").status == "RUNNING", 30)
     gone = Gone("DEAD")
     gone.is_gone = True

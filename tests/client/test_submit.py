@@ -286,7 +286,7 @@ def test_py_modules_are_listed_uploaded_and_imported(as_remote: Path, run: Cli) 
 
 
 def test_a_loop_of_attaches_keeps_no_job(as_remote: Path, head: Target, jobs: RayJobs) -> None:
-    jobs.submit_plain("true", "attached-to")
+    jobs.submit_plain({"entrypoint": "true", "submission_id": "attached-to"})
     left = []
     for _ in range(3):
         job = client.attach("attached-to")

@@ -12,6 +12,7 @@ Tests can import these from tests.e2e.conftest:
 - `new_namespace(purpose, restricted=False)`: a context manager, for releases that tests share; the fixture `namespace`
   creates one for a single test. A failed test shows what is in the namespace; all are deleted after the last test.
 - `inventory(namespace)`: the objects in a namespace, and the cluster-scoped objects that name it.
+- If the environment variable E2E_OWN_CLUSTER is set, the tests first remove the namespaces of runs that were killed.
 - `unproved(what)`: skips a test that this cluster cannot run; the summary lists it. If the environment variable
   E2E_UNPROVED is set, a regular expression, the test fails unless `what` matches it.
 """
@@ -153,6 +154,14 @@ def _wait_removed() -> None:
         _removing.pop().result()
 
 
+def _remove_leftovers() -> None:
+    """If the cluster is for these tests alone, remove what runs that were killed have left there."""
+    if os.environ.get("E2E_OWN_CLUSTER"):
+        for left in get("namespaces", "-l", _LABEL)["items"]:
+            remove(left["metadata"]["name"])
+        _wait_removed()
+
+
 @pytest.fixture
 def namespace() -> Iterator[str]:
     with new_namespace("test") as name:
@@ -229,9 +238,10 @@ def _use_cluster() -> None:
 
 
 def _check_cluster() -> None:
-    """If the tests cannot run here, exit with one line."""
+    """If the tests cannot run here, exit with one line; else remove what earlier runs have left."""
     if missing := _what_is_missing():
         pytest.exit(f"tests/e2e: {missing}", returncode=4)
+    _remove_leftovers()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
