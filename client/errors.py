@@ -21,6 +21,8 @@ A job's own end is no error of the client: `client.job.record.JobResult` has its
 
 from typing import ClassVar
 
+RUN_DOCTOR = "run `doctor`"  # a hint
+
 
 class ClientError(Exception):
     """The base of all errors a user should see: one line, no traceback.

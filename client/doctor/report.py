@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from client.errors import ClientError, OutputLost
+from client.errors import RUN_DOCTOR, ClientError, OutputLost
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
-_RUN_DOCTOR = "run `doctor`"  # a hint that does not help here
 
 
 @dataclass(frozen=True)
@@ -62,5 +61,5 @@ class Report:
         except OutputLost:  # the report itself cannot be printed
             raise
         except ClientError as error:
-            hint = error.hint if error.hint != _RUN_DOCTOR else ""
+            hint = error.hint if error.hint != RUN_DOCTOR else ""
             self.add(check, FAIL, error.what, fix or hint or "correct this and the other lines, then try again")

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from client.errors import ClientError, Forbidden, NotAuthorised, NotFound, Unreachable
+from client.errors import RUN_DOCTOR, ClientError, Forbidden, NotAuthorised, NotFound, Unreachable
 from client.http import Http
 from client.kube.login import Login
 
@@ -113,7 +113,7 @@ def status_error(url: str, code: int, message: str) -> ClientError:
         return NotAuthorised(f"{urlsplit(url).netloc} does not accept this login", "log in again")
     if code == 403:
         return Forbidden(f"not allowed: {message}", "ask for the permissions of the chart's Role CLUSTER-submitter")
-    return (NotFound if code == 404 else Unreachable)(f"the API server answers {code} ({message})", "run `doctor`")
+    return (NotFound if code == 404 else Unreachable)(f"the API server answers {code} ({message})", RUN_DOCTOR)
 
 
 def node_type(pod: Object) -> str:

@@ -9,7 +9,7 @@ from collections import Counter
 from functools import cached_property
 from urllib.parse import quote, urlsplit
 
-from client.errors import ClientError, NotAuthorised, NotFound, TimedOut, Unreachable, UsageError
+from client.errors import RUN_DOCTOR, ClientError, NotAuthorised, NotFound, TimedOut, Unreachable, UsageError
 from client.http import is_token
 from client.kube.api import Api, Object, group, is_deleted, is_ready, node_type
 from client.kube.login import Login
@@ -178,6 +178,16 @@ class Cluster:
         """The head's pod; of two, the one that is not being deleted."""
         return min((p for p in self.pods() if node_type(p) == "head"), key=is_deleted, default=None)
 
+    def existing_head(self) -> Object:
+        """The head's pod.
+
+        Raises:
+            Unreachable: there is none.
+        """
+        if not (head := self.head()):
+            raise Unreachable(f"{self} has no head pod", RUN_DOCTOR)
+        return head
+
     def wait_ready(self, note: Note, seconds: float) -> None:
         """Wait until the head takes jobs.
 
@@ -193,7 +203,7 @@ class Cluster:
         if head_ready(known):
             return  # without asking again
         if why := wait(self._why_present, seconds, lambda why: note(f"waiting for {self}: {why}"), poll=0.5):
-            raise TimedOut(f"{self} is not ready after {seconds:g} s: {why}", "run `doctor`")
+            raise TimedOut(f"{self} is not ready after {seconds:g} s: {why}", RUN_DOCTOR)
 
     def _why_present(self) -> str:
         if not (cluster := self.read()):

@@ -64,15 +64,13 @@ def find(cluster: Cluster, worker: int | None) -> Container:
         Unreachable: the pod does not run.
     """
     if worker is None:
-        pod = cluster.head()
+        pod = cluster.existing_head()
     else:
         workers = [p for p in cluster.pods() if node_type(p) == "worker"]
         workers.sort(key=lambda p: str(p["metadata"]["name"]))
         if worker >= len(workers):
             raise UsageError(f"{cluster} has no worker {worker}", f"it has {len(workers)}, numbered from 0")
         pod = workers[worker]
-    if not pod:
-        raise Unreachable(f"{cluster} has no head pod", "run `doctor`")
     name = _ray_container(cluster.read(), pod)
     states = {c["name"]: c["state"] for c in pod.get("status", {}).get("containerStatuses", ())}
     if "running" not in states.get(name, {}):
@@ -260,11 +258,12 @@ def _exit_code(status: bytes) -> int:
         causes = (result.get("details") or {}).get("causes") or ()
         codes = [int(cause["message"]) for cause in causes if cause.get("reason") == "ExitCode"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClientError(f"the API server gave no exit code of the command, but {status[:200]!r}") from error
+        what = f"the API server sent {status[:200]!r} instead of the command's exit code"
+        raise ClientError(what, "the command may have run") from error
     if codes:
         return codes[0]
     message = " ".join(str(result.get("message", "no reason given")).split())
-    raise ClientError(f"the command could not be started: {message}")
+    raise ClientError(f"the command could not be started ({message})", "check the command")
 
 
 def _why_ended(container: Container) -> str:

@@ -58,8 +58,7 @@ class PortForwards:
         """A URL of the dashboard, in whichever pod is the head at the time of each connection."""
 
         def connect() -> stream.Stream:
-            if not (head := self._cluster.head()):
-                raise Unreachable(f"{self._cluster} has no head pod", "run `doctor`")
+            head = self._cluster.existing_head()
             return self._connect(head, _dashboard_port(head))
 
         return self._listen(connect)

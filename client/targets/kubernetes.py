@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from urllib.parse import unquote
 
-from client.errors import ClientError, Forbidden, Unreachable, UsageError
+from client.errors import RUN_DOCTOR, ClientError, Forbidden, Unreachable, UsageError
 from client.http import Http, Server
 from client.kube import login
 from client.kube.api import Api, Object, refusal
@@ -62,6 +62,8 @@ class KubernetesTarget(Target):
         secret, in_pod = token(api, found), api.login.context is None
         name = "Authorization" if in_pod else "X-Ray-Authorization"  # the API server keeps the other for itself
         self._headers = {name: f"Bearer {secret}"} if secret else {}
+        self._forwards: PortForwards | None = None
+        self._noted = False
         url = self.cluster.url(DASHBOARD)
         self._use(Server(url, proxy="") if in_pod else replace(api.login.server, url=url))
 
@@ -73,12 +75,20 @@ class KubernetesTarget(Target):
         refusals = (refusal, token_refusal(sent=bool(self._headers), hint=hint))
         self.http = Http(replace(server, headers=self._headers), *refusals)
 
+    def use(self, forwards: PortForwards) -> None:
+        """Send requests by a port-forward, for a login that may not use the API server's proxy."""
+        self._forwards = forwards
+        self._use(Server(forwards.dashboard()))
+
     def agent(self, address: str) -> str | None:
-        """The head's agent by the Service, a worker's by its pod where that is allowed."""
-        return self.cluster.agent(address)
+        """The head's agent by the Service, a worker's by its pod where that is allowed; or any by a local port."""
+        return (self._forwards or self.cluster).agent(address)
 
     def wait_ready(self, note: Note, seconds: float) -> None:
-        """Wait until the operator says that the head is ready."""
+        """Wait until the operator says that the head is ready; before, say once that a port-forward is used."""
+        if self._forwards and not self._noted:
+            note("this login may not use the API server's proxy (services/proxy), using a port-forward")
+            self._noted = True
         self.cluster.wait_ready(note, seconds)
 
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
@@ -88,27 +98,6 @@ class KubernetesTarget(Target):
     def facts(self) -> Mapping[str, object]:
         """The release, and how many pods are ready."""
         return self.cluster.facts()
-
-
-class ForwardedTarget(KubernetesTarget):
-    """The same by a port-forward, for a login that may not use the API server's proxy."""
-
-    def __init__(self, api: Api, found: Object, forwards: PortForwards) -> None:
-        """Open a local port for the dashboard."""
-        super().__init__(api, found)
-        self._forwards, self._noted = forwards, False
-        self._use(Server(forwards.dashboard()))
-
-    def agent(self, address: str) -> str | None:
-        """A local port for the agent's pod."""
-        return self._forwards.agent(address)
-
-    def wait_ready(self, note: Note, seconds: float) -> None:
-        """Say once that a port-forward is used, and wait as ever."""
-        if not self._noted:
-            note("this login may not use the API server's proxy (services/proxy), using a port-forward")
-            self._noted = True
-        super().wait_ready(note, seconds)
 
 
 @contextmanager
@@ -124,7 +113,7 @@ def connect(address: str) -> Iterator[Target]:
                 forwards.check()
             except Forbidden as error:
                 raise forbidden from error
-            target = ForwardedTarget(api, found, forwards)
+            target.use(forwards)
         yield target
 
 
@@ -147,7 +136,7 @@ def _explained(cluster: Cluster) -> Iterator[None]:
             raise error from None
         if not why:
             raise
-        raise Unreachable(f"{cluster} is not ready: {why}", "run `doctor`") from error
+        raise Unreachable(f"{cluster} is not ready: {why}", RUN_DOCTOR) from error
 
 
 def _proxy_forbidden(target: KubernetesTarget) -> Forbidden | None:

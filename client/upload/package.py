@@ -161,7 +161,7 @@ def _module_listing(module: str, excludes: Sequence[str]) -> Listing:
         return file_listing(path)
     raise UsageError(
         f"{printable(module)} in py_modules is not a folder, a .py file or a wheel",
-        "correct the runtime_envcorrect the runtime_env",
+        "correct the runtime_env",
     )
 
 
