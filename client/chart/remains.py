@@ -99,7 +99,7 @@ class Remains:
     def _of_kind(self, group: str, plural: str, kind: str, namespaced: bool) -> list[Remnant]:
         path = f"{group}/namespaces/{self._release.namespace}/{plural}" if namespaced else f"{group}/{plural}"
         selectors = [self._release.selector]
-        if self._release.cluster_name and kind == "Pod":
+        if self._release.cluster_name and kind in ("Pod", "PersistentVolumeClaim"):  # the operator's have this label
             selectors.append(f"labelSelector=ray.io%2Fcluster%3D{self._release.cluster_name}")
         try:
             return sorted({remnant for selector in selectors for remnant in self._labelled(kind, path, selector)})

@@ -68,6 +68,7 @@ def up(
         note(f"the operator is installed in {login.context}/{namespace}, without a RayCluster")
         return
     if older := release.count_older_pods():
-        note(f"{older} pods still run as before this change: --set rollout.enabled=true replaces them, and ends jobs")
+        fix = "--set replacePodsOnUpgrade=true replaces them, and ends jobs"
+        note(f"{older} pods still run as before this change: {fix}")
     print_line(f"export RAY_WORKLOAD_ADDRESS={address_of(login, namespace, found['metadata']['name'])}")
     note("Ray is ready: run that line, then `python -m client submit jobs/simple_job.py`")

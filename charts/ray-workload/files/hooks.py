@@ -1,9 +1,8 @@
-"""The script of the chart's hooks. It runs in a pod of the Ray image and uses only the standard library.
+"""The script of the hook before an uninstall. It runs in a pod of the Ray image and uses only the standard library.
 
-    hooks.py rollout Recreate|None   set whether the operator replaces the pods when the cluster's spec changes
-    hooks.py cleanup SECONDS         delete the cluster while the operator is still running
+    hooks.py SECONDS   delete the cluster while the operator is still running
 
-Environment: NAMESPACE and CLUSTER name the RayCluster. The API paths and the strategies are those of KubeRay 1.7.0.
+Environment: NAMESPACE and CLUSTER name the RayCluster. The API paths are those of KubeRay 1.7.0.
 """
 
 import json
@@ -42,13 +41,6 @@ def call(method: str, path: str, body: object = None) -> Any:
         raise SystemExit(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from error
 
 
-def rollout(strategy: str) -> None:
-    """Set the upgrade strategy of the cluster. The upstream chart 1.7.0 cannot render this field."""
-    if call("PATCH", THE_CLUSTER, {"spec": {"upgradeStrategy": {"type": strategy}}}) is None:
-        raise SystemExit(f"RayCluster {NAMESPACE}/{CLUSTER} does not exist")
-    print(f"set the upgrade strategy of RayCluster {NAMESPACE}/{CLUSTER} to {strategy}")
-
-
 def cleanup(seconds: float) -> None:
     """Delete the cluster and the RayJobs that select it, and wait until these objects and the pods are gone.
 
@@ -74,7 +66,4 @@ def cleanup(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "rollout":
-        rollout(sys.argv[2])
-    else:
-        cleanup(float(sys.argv[2]))
+    cleanup(float(sys.argv[1]))

@@ -1,6 +1,17 @@
-{{/* The name of the RayCluster, from the upstream chart. Empty if the release has no cluster. */}}
+{{/* The name of the RayCluster: that of the release. If it does not contain `ray`, `-ray` is appended. Empty if the
+     release has no cluster. */}}
 {{- define "ray-workload.cluster" -}}
-{{- with index .Subcharts "ray-cluster" }}{{ include "ray-cluster.fullname" . }}{{ end -}}
+{{- $ray := index .Values "ray-cluster" -}}
+{{- if $ray.enabled -}}
+  {{- $name := $ray.nameOverride | default "ray" -}}
+  {{- $ray.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The upstream chart takes its name from here: a parent's definition replaces that of a subchart. The seam sets the
+     name. If a helm renders in another order, this installs nothing instead of something open. */}}
+{{- define "ray-cluster.fullname" -}}
+{{ required "this helm renders the templates in another order than Helm 3 and 4: use one of them" .Values.computedName }}
 {{- end -}}
 
 {{- define "ray-workload.api" -}}
@@ -11,17 +22,17 @@
 {{ include "ray-workload.cluster" . }}-submitter
 {{- end -}}
 
-{{- define "ray-workload.rollout" -}}
-{{ include "ray-workload.cluster" . }}-rollout
-{{- end -}}
-
 {{- define "ray-workload.cleanup" -}}
 {{ include "ray-workload.cluster" . }}-cleanup
 {{- end -}}
 
-{{/* The Secret of the token. The default name is fixed, because the values that refer to it cannot be templates. */}}
 {{- define "ray-workload.authSecret" -}}
-{{ .Values.auth.existingSecret | default "ray-auth-token" }}
+{{ .Values.auth.existingSecret | default (printf "%s-auth-token" (include "ray-workload.cluster" .)) }}
+{{- end -}}
+
+{{/* The service account of the head or of the workers. Takes (list $ "head"|"worker"). */}}
+{{- define "ray-workload.account" -}}
+{{ index (index . 0).Values.serviceAccounts (index . 1) "name" | default (printf "%s-%s" (include "ray-workload.cluster" (index . 0)) (index . 1)) }}
 {{- end -}}
 
 {{- define "ray-workload.labels" -}}
@@ -41,4 +52,21 @@ ray.io/node-type: head
 {{- define "ray-workload.workerSelector" -}}
 ray.io/cluster: {{ include "ray-workload.cluster" . }}
 ray.io/node-type: worker
+{{- end -}}
+
+{{/* The labels of the upstream chart. Its first use in the template of the RayCluster is that object's own metadata: only
+     there the labels of `rayCluster` are added, which must not be on the pods (Kueue would queue each of them). */}}
+{{- define "ray-cluster.labels" -}}
+helm.sh/chart: {{ include "ray-cluster.chart" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.objectLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- $_ := set .Values "objectLabels" dict -}}
+{{- end -}}
+
+{{/* Not empty if Kubernetes has the kind PodMonitoring, or helm renders without a cluster: only a cluster lists kinds. */}}
+{{- define "ray-workload.hasPodMonitoring" -}}
+{{- if or (.Capabilities.APIVersions.Has "monitoring.googleapis.com/v1/PodMonitoring") (not (.Capabilities.APIVersions.Has "v1/Secret")) }}yes{{ end -}}
 {{- end -}}

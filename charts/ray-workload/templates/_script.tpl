@@ -1,14 +1,14 @@
 {{/* A pod that runs a script of `files/` in the Ray image, preferably on a node where the head can run.
      Takes (dict "context" $ "script" FILE "args" LIST "env" LIST). */}}
 {{- define "ray-workload.scriptPod" -}}
-{{- $cluster := index .context.Values "ray-cluster" -}}
-{{- $image := $cluster.head.image | default $cluster.image -}}
+{{- $ray := index .context.Values "ray-cluster" -}}
+{{- $head := $ray.head -}}
 restartPolicy: Never
-{{- with $cluster.imagePullSecrets }}
+{{- with $ray.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $cluster.head.nodeSelector }}
+{{- with $head.nodeSelector }}
 # Preferred, not required: an uninstall must not wait for such a node.
 affinity:
   nodeAffinity:
@@ -20,18 +20,18 @@ affinity:
             - {key: {{ $key }}, operator: In, values: [{{ $value | quote }}]}
             {{- end }}
 {{- end }}
-{{- with $cluster.head.tolerations }}
+{{- with $head.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $cluster.head.podSecurityContext }}
+{{- with $head.podSecurityContext }}
 securityContext:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 containers:
   - name: script
-    image: {{ $image.repository }}:{{ $image.tag }}
-    imagePullPolicy: {{ $image.pullPolicy }}
+    image: {{ $head.image.repository }}:{{ $head.image.tag }}
+    imagePullPolicy: {{ $head.pullPolicy }}
     command: [python, -c, {{ .context.Files.Get .script | toJson }}]
     args: {{ toJson .args }}
     env:
@@ -42,7 +42,7 @@ containers:
       {{- with .env }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
-    {{- with $cluster.head.securityContext }}
+    {{- with $head.securityContext }}
     securityContext:
       {{- toYaml . | nindent 6 }}
     {{- end }}
