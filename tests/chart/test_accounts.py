@@ -36,9 +36,6 @@ ROLES = {
         {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["get", "list", "delete", "patch"]},
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
     ],
-    "ray-rollout": [
-        {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "resourceNames": ["ray"], "verbs": ["patch"]},
-    ],
 }
 
 
@@ -84,10 +81,11 @@ def test_only_hooks_and_the_autoscaler_have_an_api_token(file: str, render: Rend
     for account in of_kind(ours(manifests), "ServiceAccount").values():
         assert account["automountServiceAccountToken"] is False
     having = set()
+    autoscales = "autoscalerOptions" in find(manifests, "RayCluster", "ray")["spec"]
     for name, pod in templates(manifests).items():
         spec = pod["spec"]
         tokens = {volume["name"] for volume in spec.get("volumes") or [] if "serviceAccountToken" in str(volume)}
-        assert tokens == ({"api-token"} if name == "RayCluster ray head" else set())
+        assert tokens == ({"api-token"} if name == "RayCluster ray head" and autoscales else set())
         # Kubernetes mounts the token of the default account unless the pod disables it.
         if spec.get("automountServiceAccountToken", "serviceAccountName" not in spec):
             having.add(name)
@@ -97,8 +95,8 @@ def test_only_hooks_and_the_autoscaler_have_an_api_token(file: str, render: Rend
             if mounts:
                 assert mounts == [API_TOKEN, API_TOKEN]
                 having.add(f"{name} {container['name']}")
-    hook = "Job ray-rollout" if file == "everything.yaml" else "Job ray-cleanup"
-    assert having == {hook, "RayCluster ray head autoscaler"}
+    wanted = {"RayCluster ray head autoscaler": autoscales, "Job ray-cleanup": file != "everything.yaml"}
+    assert having == {name for name, has in wanted.items() if has}
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -108,24 +106,28 @@ def test_roles_are_exactly_these(file: str, render: Render) -> None:
     expected: dict[str, Any] = {"ray-submitter": SUBMITTER, "ray-cleanup": ROLES["ray-cleanup"]}
     if file == "everything.yaml":
         without_token = [rule for rule in SUBMITTER if rule["resources"] != ["secrets"]]
-        expected = {"ray-submitter": [*without_token, POD_PROXY], "ray-rollout": ROLES["ray-rollout"]}
+        expected = {"ray-submitter": [*without_token, POD_PROXY]}
+    if file == "second-cluster.yaml":
+        expected = yaml.safe_load(yaml.safe_dump(expected).replace("ray-auth-token", "token-of-the-team"))
     assert roles == expected
     assert of_kind(ours(manifests), "ClusterRole", "ClusterRoleBinding") == {}
     assert "*" not in {word for rules in roles.values() for rule in rules for words in rule.values() for word in words}
 
 
 def test_rules_follow_the_names(render: Render) -> None:
-    text = yaml.safe_dump(ROLES).replace("ray-api", "big-api").replace("- ray\n", "- big\n")
+    text = (
+        yaml.safe_dump(ROLES)
+        .replace("ray-api", "big-api")
+        .replace("- ray\n", "- big\n")
+        .replace("ray-auth", "big-auth")
+    )
     expected = {name.replace("ray-", "big-"): rules for name, rules in yaml.safe_load(text).items()}
-    manifests = render(values={"rollout": {"enabled": True}, "ray-cluster": {"fullnameOverride": "big"}})
+    manifests = render(values={"ray-cluster": {"fullnameOverride": "big"}})
     assert {name: role["rules"] for name, role in of_kind(ours(manifests), "Role").items()} == expected
 
 
 def test_the_submitter_reads_the_token_that_is_in_use(render: Render) -> None:
-    reference = {"secretKeyRef": {"name": "mine", "key": "auth_token"}}
-    env = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": reference}]
-    values = {"auth": {"existingSecret": "mine"}, "ray-cluster": {"common": {"containerEnv": env}}}
-    rules = find(render(values=values), "Role", "ray-submitter")["rules"]
+    rules = find(render(values={"auth": {"existingSecret": "mine"}}), "Role", "ray-submitter")["rules"]
     assert [r["resourceNames"] for r in rules if r["resources"] == ["secrets"]] == [["mine"]]
 
 

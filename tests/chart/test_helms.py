@@ -39,7 +39,7 @@ def test_all_render_the_same(file: str, helms: list[Path], render: Render) -> No
     if len(helms) < 2:
         pytest.skip("only one helm is installed: `make helm4` builds another")
     first, *others = [comparable(render(*FILES[file], helm=helm)) for helm in helms]
-    assert len(first) > 10
+    assert len(first) >= 7
     for other in others:
         assert other == first
 

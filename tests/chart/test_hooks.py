@@ -6,11 +6,12 @@ from tests.chart.conftest import CHART, Manifest, Render, find, values_files
 from tests.chart.test_conditions import nest
 
 FILES = CHART / "files"
+TOLERATIONS = [{"key": "heads", "operator": "Exists"}]
 CUSTOM = {
-    "imagePullSecrets": [{"name": "registry"}],
+    "image.pullSecrets": ["registry"],
     "head.image": {"repository": "mine/ray", "tag": "2.60.0-mine", "pullPolicy": "Always"},
     "head.nodeSelector": {"cloud.google.com/pool": "true"},
-    "head.tolerations": [{"key": "heads", "operator": "Exists"}],
+    "head.tolerations": TOLERATIONS,
 }
 
 
@@ -19,15 +20,13 @@ def pod(manifests: list[Manifest], kind: str, name: str) -> dict[str, Any]:
     return spec if kind == "Pod" else spec["template"]["spec"]
 
 
-def test_the_jobs(render: Render) -> None:
-    manifests = render(values=nest({"rollout.enabled": True, "cleanup.timeoutSeconds": 30}))
-    for name, args, seconds in (("cleanup", ["cleanup", "30"], 90), ("rollout", ["rollout", "Recreate"], 120)):
-        spec = find(manifests, "Job", f"ray-{name}")["spec"]
-        assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (3, seconds)
-        (container,) = spec["template"]["spec"]["containers"]
-        assert container["args"] == args
-        assert container["command"] == ["python", "-c", (FILES / "hooks.py").read_text()]
-        assert container["env"] == [{"name": "NAMESPACE", "value": "ray"}, {"name": "CLUSTER", "value": "ray"}]
+def test_the_job(render: Render) -> None:
+    spec = find(render(values=nest({"cleanup.timeoutSeconds": 30})), "Job", "ray-cleanup")["spec"]
+    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (3, 90)
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["args"] == ["30"]
+    assert container["command"] == ["python", "-c", (FILES / "hooks.py").read_text()]
+    assert container["env"] == [{"name": "NAMESPACE", "value": "ray"}, {"name": "CLUSTER", "value": "ray"}]
 
 
 def test_the_test(render: Render) -> None:
@@ -49,10 +48,9 @@ def test_the_test(render: Render) -> None:
 
 
 def test_they_prefer_the_nodes_of_the_head(render: Render) -> None:
-    usual = render(values={"rollout": {"enabled": True}})
-    custom = render(values={"rollout": {"enabled": True}, "ray-cluster": nest(CUSTOM)})
+    usual, custom = render(), render(values=nest(CUSTOM))
     head = find(usual, "RayCluster", "ray")["spec"]["headGroupSpec"]["template"]["spec"]
-    for kind, name in (("Job", "ray-cleanup"), ("Job", "ray-rollout"), ("Pod", "ray-test")):
+    for kind, name in (("Job", "ray-cleanup"), ("Pod", "ray-test")):
         before, after = pod(usual, kind, name), pod(custom, kind, name)
         assert before["restartPolicy"] == "Never" and before["securityContext"] == head["securityContext"]
         (container,) = before["containers"]
@@ -60,8 +58,8 @@ def test_they_prefer_the_nodes_of_the_head(render: Render) -> None:
             assert container[key] == head["containers"][0][key]
         assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys() == {"cpu", "memory"}
         assert not {"imagePullSecrets", "affinity", "tolerations"} & before.keys()
-        assert after["imagePullSecrets"] == CUSTOM["imagePullSecrets"]
-        assert after["tolerations"] == CUSTOM["head.tolerations"]
+        assert after["imagePullSecrets"] == [{"name": "registry"}]
+        assert after["tolerations"] == TOLERATIONS
         # Preferred, not required: an uninstall must not wait for such a node.
         there = {"matchExpressions": [{"key": "cloud.google.com/pool", "operator": "In", "values": ["true"]}]}
         rather = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}

@@ -1,5 +1,6 @@
 """The names of the release, of the cluster and of the objects named after it."""
 
+import json
 import re
 from typing import Any
 
@@ -19,24 +20,22 @@ CLUSTERS = {
     f"ray-{LONG}"[:53]: f"ray-{LONG}"[:53],
 }
 REFUSED = {
-    LONG[:51]: "has 55 characters, but at most 53 are allowed: set ray-cluster.fullnameOverride",
-    f"x{LONG}"[:53]: "has 57 characters, but at most 53 are allowed: set ray-cluster.fullnameOverride",
-    "1ray": "the cluster name 1ray must start with a letter",
-    "2-b": "the cluster name 2-b-ray must start with a letter",
-    "my.ray": "the cluster name my.ray must start with a letter, contain only a-z, 0-9 and -",
+    LONG[:51]: f"the cluster name {LONG[:51]}-ray must have at most 53 characters, start with a letter, ",
+    f"x{LONG}"[:53]: "must have at most 53 characters",
+    "1ray": "the cluster name 1ray must ",
+    "2-b": "the cluster name 2-b-ray must ",
+    "my.ray": "the cluster name my.ray must ",
 }
 EVERY_SWITCH: dict[str, Any] = {
-    "rollout.enabled": True,
+    "networkPolicy.egress.enabled": True,
     "metrics.podMonitor.enabled": True,
     "submitter.subjects": [{"kind": "Group", "name": "all"}],
 }
 AFTER_THE_CLUSTER = {
-    *(("NetworkPolicy", f"{{}}-ray-{node}") for node in ("head", "worker")),
-    *(
-        (kind, f"{{}}-{hook}")
-        for hook in ("cleanup", "rollout")
-        for kind in ("Job", "ServiceAccount", "Role", "RoleBinding")
-    ),
+    *(("NetworkPolicy", f"{{}}-ray-{what}") for what in ("head", "worker", "egress")),
+    *((kind, "{}-cleanup") for kind in ("Job", "ServiceAccount", "Role", "RoleBinding")),
+    *(("ServiceAccount", f"{{}}-{node}") for node in ("head", "worker")),
+    ("Secret", "{}-auth-token"),
     ("PodDisruptionBudget", "{}-head"),
     ("PodMonitor", "{}"),
     ("Pod", "{}-test"),
@@ -45,7 +44,6 @@ AFTER_THE_CLUSTER = {
     ("RoleBinding", "{}-submitter"),
     ("Service", "{}-api"),
 }
-FIXED = {("Secret", "ray-auth-token"), ("ServiceAccount", "ray-head"), ("ServiceAccount", "ray-worker")}
 
 
 def valid(manifests: list[Manifest]) -> None:
@@ -59,7 +57,7 @@ def valid(manifests: list[Manifest]) -> None:
 def test_the_cluster_and_the_objects_named_after_it(release: str, render: Render) -> None:
     cluster = CLUSTERS[release]
     manifests = render(values=nest({**EVERY_SWITCH, "kuberay-operator.enabled": False}), release=release)
-    assert set(names(manifests)) == {(kind, name.format(cluster)) for kind, name in AFTER_THE_CLUSTER} | FIXED
+    assert set(names(manifests)) == {(kind, name.format(cluster)) for kind, name in AFTER_THE_CLUSTER}
     valid(manifests)
     labels = {m["metadata"]["labels"]["app.kubernetes.io/instance"] for m in manifests}
     assert labels == {release}
@@ -96,7 +94,7 @@ def test_overrides(render: Render) -> None:
         )
     longest = "r" * 53
     valid(render(values=nest({**EVERY_SWITCH, "ray-cluster.fullnameOverride": longest})))
-    with pytest.raises(RenderError, match="has 54 characters"):
+    with pytest.raises(RenderError, match="must have at most 53 characters"):
         render(values=nest({"ray-cluster.fullnameOverride": longest + "r"}))
 
 
@@ -110,14 +108,10 @@ def test_the_namespace_is_that_of_the_release(render: Render) -> None:
 READ_AS_OTHERS: dict[str, dict[str, Any]] = {
     "a release": {"release": "123", "values": {"ray-cluster.fullnameOverride": "ray"}},
     "a namespace": {"namespace": "123", "values": {}},
-    "a group": {"values": {"ray-cluster.worker.groupName": "123"}},
-    "another group": {"values": {"ray-cluster.additionalWorkerGroups.true.serviceAccountName": "ray-worker"}},
     "a cluster": {"values": {"ray-cluster.fullnameOverride": "null"}},
-    "a group as small": {"values": {"ray-cluster.worker.groupName": "1e-3"}},
-    "a group of two digits": {"values": {"ray-cluster.worker.groupName": "0b1"}},
-    "an account": {"values": {"ray-cluster.head.serviceAccountName": "123", "serviceAccounts.head.name": "123"}},
+    "an account": {"values": {"serviceAccounts.head.name": "123"}},
     "an account that is there": {
-        "values": {"ray-cluster.head.serviceAccountName": "123", "serviceAccounts.head.create": False},
+        "values": {"serviceAccounts.worker.name": "1e3", "serviceAccounts.worker.create": False}
     },
 }
 
@@ -130,7 +124,22 @@ def test_names_that_yaml_reads_as_other_types(which: str, render: Render) -> Non
         render(**{**given, "values": nest(given["values"])})
 
 
+@pytest.mark.parametrize("name", ["123", "true", "1e-3", "0b1", "head", "Big", "under_score", "-a", "a-", "x" * 64])
+def test_names_of_groups_that_are_refused(name: str, render: Render) -> None:
+    with pytest.raises(RenderError, match=f"workerGroups.{name}: the name must have at most 63 characters"):
+        render(values={"workerGroups": {name: {}}})
+
+
+def test_two_clusters_in_a_namespace_share_no_name(render: Render) -> None:
+    """Except for the objects of the operator, of which a namespace has one."""
+    one = render(values=nest(EVERY_SWITCH), release="ray", namespace="team")
+    more = {**EVERY_SWITCH, "kuberay-operator.enabled": False}
+    two = render(values=nest(more), release="other-ray", namespace="team")
+    assert not {*names(one)} & {*names(two)}
+    assert not re.search(r'"(ray-auth-token|ray-api|ray)"', json.dumps(two))
+
+
 @pytest.mark.parametrize("name", ["r2d2", "only", "nullable", "e1", "x0b1", "v1e3"])
 def test_names_that_yaml_reads_as_strings(name: str, render: Render) -> None:
-    manifests = render(values=nest({"ray-cluster.worker.groupName": name}), release=name, namespace=name)
+    manifests = render(values={"workerGroups": {name: {}}}, release=name, namespace=name)
     assert {m["metadata"].get("namespace") for m in manifests} == {name, None}

@@ -6,7 +6,13 @@ from tests.chart.conftest import Manifest, Render, find, values_files
 
 FILES = values_files()
 PODS = {"podSelector": {"matchLabels": {"ray.io/cluster": "ray"}}}
-CLIENTS = {"podSelector": {"matchLabels": {"ray-workload/client": "true"}}}
+JOBS = {"app.kubernetes.io/created-by": "kuberay-operator", "ray.io/originated-from-crd": "RayJob"}
+OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+CLIENTS = [
+    {"podSelector": {"matchLabels": {"ray-workload/client": "true"}}},
+    {"podSelector": {"matchLabels": JOBS}},
+    {"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR}},
+]
 API = {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}
 PROMETHEUS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 GATEWAY = {"from": [{"podSelector": {"matchLabels": {"app": "gateway"}}}], "ports": [{"port": 8000}]}
@@ -28,28 +34,28 @@ def ingress(manifests: list[Manifest], node: str) -> list[Any]:
 
 def test_closed(render: Render) -> None:
     manifests = render()
-    assert ingress(manifests, "head") == [{"from": [PODS]}, {"from": [CLIENTS], "ports": ports(8265, 52365)}]
-    assert ingress(manifests, "worker") == [{"from": [PODS]}, {"from": [CLIENTS], "ports": ports(52365)}]
+    assert ingress(manifests, "head") == [{"from": [PODS]}, {"from": CLIENTS, "ports": ports(8265, 52365)}]
+    assert ingress(manifests, "worker") == [{"from": [PODS]}, {"from": CLIENTS, "ports": ports(52365)}]
 
 
 def test_opened(render: Render) -> None:
     manifests = render(values={"networkPolicy": OPENED})
     assert ingress(manifests, "head") == [
         {"from": [PODS]},
-        {"from": [CLIENTS, API], "ports": ports(8265, 52365)},
+        {"from": [*CLIENTS, API], "ports": ports(8265, 52365)},
         {"from": [PROMETHEUS], "ports": ports(8080, 44217, 44227)},
         GATEWAY,
     ]
     assert ingress(manifests, "worker") == [
         {"from": [PODS]},
-        {"from": [CLIENTS, API], "ports": ports(52365)},
+        {"from": [*CLIENTS, API], "ports": ports(52365)},
         {"from": [PROMETHEUS], "ports": ports(8080)},
     ]
 
 
 def test_without_worker_groups_only_the_cluster_is_admitted(render: Render) -> None:
     """An empty list of ports would admit all ports."""
-    manifests = render(values={"networkPolicy": OPENED, "ray-cluster": {"worker": {"disabled": True}}})
+    manifests = render(values={"networkPolicy": OPENED, "workerGroups": {"workergroup": None}})
     assert ingress(manifests, "worker") == [{"from": [PODS]}]
 
 
@@ -57,13 +63,13 @@ def test_custom_ports(render: Render) -> None:
     manifests = render(*FILES["custom-ports.yaml"], values={"networkPolicy": OPENED})
     assert ingress(manifests, "head") == [
         {"from": [PODS]},
-        {"from": [CLIENTS, API], "ports": ports(8266, 52367)},
+        {"from": [*CLIENTS, API], "ports": ports(8266, 52367)},
         {"from": [PROMETHEUS], "ports": ports(8081, 44217, 44227)},
         GATEWAY,
     ]
     assert ingress(manifests, "worker") == [
         {"from": [PODS]},
-        {"from": [CLIENTS, API], "ports": ports(8503)},
+        {"from": [*CLIENTS, API], "ports": ports(8503)},
         {"from": [PROMETHEUS], "ports": ports(8081)},
     ]
 
@@ -79,10 +85,10 @@ def test_the_metrics_of_autoscaler_and_dashboard_by_name(render: Render) -> None
 def test_each_group_has_ports_of_its_own(render: Render) -> None:
     def group(agent: object, metrics: object, **more: object) -> dict[str, object]:
         params = {"dashboard-agent-listen-port": agent, "metrics-export-port": metrics}
-        return {"serviceAccountName": "ray-worker", "rayStartParams": params, **more}
+        return {"rayStartParams": params, **more}
 
-    groups = {"a": group("52366", 8090), "b": group(52365, "8090"), "c": group(1, 2, disabled=True)}
-    manifests = render(values={"networkPolicy": OPENED, "ray-cluster": {"additionalWorkerGroups": groups}})
+    groups = {"a": group("52366", 8090), "b": group(52365, "8090"), "c": group(1, 2, enabled=False)}
+    manifests = render(values={"networkPolicy": OPENED, "workerGroups": groups})
     rules = ingress(manifests, "worker")
     assert sorted(port["port"] for port in rules[1]["ports"]) == [52365, 52366]
     assert sorted(port["port"] for port in rules[2]["ports"]) == [8080, 8090]
@@ -101,7 +107,7 @@ def test_ports_from_init_args(render: Render) -> None:
 
 def test_the_values_for_kind_and_gke_admit_their_proxies(render: Render) -> None:
     local = ingress(render(*FILES["values-local.yaml"]), "head")[1]["from"]
-    assert local == [CLIENTS, *({"ipBlock": {"cidr": cidr}} for cidr in ("172.16.0.0/12", "192.168.0.0/16"))]
+    assert local == [*CLIENTS, *({"ipBlock": {"cidr": cidr}} for cidr in ("172.16.0.0/12", "192.168.0.0/16"))]
     manifests = render(*FILES["values-gke.yaml"])
     konnectivity = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
@@ -112,11 +118,11 @@ def test_the_values_for_kind_and_gke_admit_their_proxies(render: Render) -> None
         for name in ("gmp-system", "gke-gmp-system")
     ]
     assert ingress(manifests, "head")[1:] == [
-        {"from": [CLIENTS, konnectivity], "ports": ports(8265, 52365)},
+        {"from": [*CLIENTS, konnectivity], "ports": ports(8265, 52365)},
         {"from": collectors, "ports": ports(8080, 44217, 44227)},
     ]
     assert ingress(manifests, "worker")[1:] == [
-        {"from": [CLIENTS, konnectivity], "ports": ports(52365)},
+        {"from": [*CLIENTS, konnectivity], "ports": ports(52365)},
         {"from": collectors, "ports": ports(8080)},
     ]
 
@@ -155,6 +161,26 @@ def test_ports_agree_with_the_parameters_of_ray_start(render: Render) -> None:
     usual = find(render(), "RayCluster", "ray")["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
     same = {p["name"] for p in usual if named[p["name"]] == str(p["containerPort"])}
     assert same == {"as-metrics", "dash-metrics"}
+
+
+def test_egress(render: Render) -> None:
+    spec = find(render(*FILES["egress.yaml"]), "NetworkPolicy", "ray-ray-egress")["spec"]
+    assert (spec["podSelector"], spec["policyTypes"]) == (PODS["podSelector"], ["Egress"])
+
+    def addresses(port: int) -> set[str]:
+        rules = [rule for rule in spec["egress"] if port in {p["port"] for p in rule.get("ports", ())}]
+        return {peer["ipBlock"]["cidr"] for rule in rules for peer in rule["to"] if "ipBlock" in peer}
+
+    assert spec["egress"][0] == {"to": [PODS]}
+    assert addresses(53) == {"169.254.20.10/32", "169.254.169.254/32"}
+    assert (addresses(80), addresses(988)) == ({"169.254.169.254/32"}, {"169.254.169.252/32"})
+    assert addresses(443) == {"10.0.0.0/8"}
+    gke = find(render(*FILES["values-gke.yaml"]), "NetworkPolicy", "ray-ray-egress")["spec"]["egress"]
+    assert {"to": [{"ipBlock": {"cidr": "169.254.169.254/32"}}], "ports": [{"port": 80, "protocol": "TCP"}]} in gke
+    closed = {"networkPolicy": {"egress": {"enabled": True, "apiServer": [{"ipBlock": {"cidr": "10.9.0.1/32"}}]}}}
+    rules = find(render(values={**closed, "autoscaling": {"enabled": True}}), "NetworkPolicy", "ray-ray-egress")
+    assert "169.254.169.252" not in str(rules)  # the metadata server is closed by default
+    assert {"to": [{"ipBlock": {"cidr": "10.9.0.1/32"}}]} in rules["spec"]["egress"]
 
 
 def test_metrics_are_read_by_name(render: Render) -> None:

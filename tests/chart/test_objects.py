@@ -28,7 +28,7 @@ RAY = {
     ("Role", "ray-submitter"),
     ("Pod", "ray-test"),
 }
-SECURED = {
+SECURED: set[tuple[str, str]] = {
     ("Secret", "ray-auth-token"),
     ("ServiceAccount", "ray-head"),
     ("ServiceAccount", "ray-worker"),
@@ -37,19 +37,20 @@ SECURED = {
     ("PodDisruptionBudget", "ray-head"),
 }
 CLEANUP = {(kind, "ray-cleanup") for kind in ("ServiceAccount", "Role", "RoleBinding", "Job")}
-ROLLOUT = {(kind, "ray-rollout") for kind in ("ServiceAccount", "Role", "RoleBinding", "Job")}
 USUAL = OPERATOR | OF_THE_CLUSTER | RAY | SECURED | CLEANUP
 OBJECTS = {
     "values.yaml": USUAL,
     "values-local.yaml": USUAL - OF_THE_CLUSTER | OF_A_NAMESPACE,
-    "values-gke.yaml": USUAL | {("PodMonitoring", "ray")},
-    "custom-ports.yaml": USUAL,
-    "fault-tolerance.yaml": USUAL,
-    "everything.yaml": RAY
-    | ROLLOUT
-    | {("Secret", "cloudvolume"), ("RoleBinding", "ray-submitter"), ("PodMonitor", "ray")},
+    "values-gke.yaml": USUAL | {("PodMonitoring", "ray"), ("NetworkPolicy", "ray-ray-egress")},
+    **dict.fromkeys(("custom-ports.yaml", "gcs-bucket.yaml", "gpu-spot.yaml", "head-recovery.yaml", "nfs.yaml"), USUAL),
+    **dict.fromkeys(("private-registry.yaml", "queued.yaml", "redis.yaml", "reserved-node.yaml"), USUAL),
+    **dict.fromkeys(("compute-class.yaml", "filestore.yaml"), USUAL),
+    **dict.fromkeys(("home-secret.yaml", "load-balancer.yaml", "volume-claim.yaml"), USUAL),
+    "egress.yaml": USUAL | {("NetworkPolicy", "ray-ray-egress")},
+    "second-cluster.yaml": RAY | SECURED - {("Secret", "ray-auth-token")} | CLEANUP,
+    "everything.yaml": RAY | {("Secret", "cloudvolume"), ("RoleBinding", "ray-submitter"), ("PodMonitor", "ray")},
 }
-HOOKS = {"cleanup": "pre-delete", "rollout": "post-install,post-upgrade", "test": "test"}
+HOOKS = {"cleanup": "pre-delete", "test": "test"}
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -89,7 +90,7 @@ def test_namespace_labels_and_hooks(file: str, render: Render) -> None:
             "helm.sh/hook": hook,
             "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
         }
-        if hook in (HOOKS["cleanup"], HOOKS["rollout"]):  # the Job runs after the objects that it needs
+        if hook == HOOKS["cleanup"]:  # the Job runs after the objects that it needs
             expected["helm.sh/hook-weight"] = "1" if manifest["kind"] == "Job" else "0"
         assert annotations == (expected if hook else {}), name
 
@@ -122,15 +123,9 @@ def close(schema: Any) -> None:
 def test_the_crd_has_every_field_of_the_cluster(file: str, render: Render, crd: Any) -> None:
     cluster = find(render(*FILES[file]), "RayCluster", "ray")
     assert [error.message for error in crd.iter_errors(cluster)] == []
-    for part in (cluster["spec"]["autoscalerOptions"], cluster["spec"]["headGroupSpec"]["template"]["spec"]):
+    for part in (cluster["spec"]["upgradeStrategy"], cluster["spec"]["headGroupSpec"]["template"]["spec"]):
         part["misspelled"] = 1
     assert len([e for e in crd.iter_errors(cluster) if "'misspelled' was unexpected" in e.message]) == 2
-
-
-def test_fault_tolerance_is_as_given(render: Render) -> None:
-    cluster = find(render(*FILES["fault-tolerance.yaml"]), "RayCluster", "ray")
-    assert cluster["spec"]["gcsFaultToleranceOptions"] == {"redisAddress": "redis:6379"}
-    assert "gcsFaultToleranceOptions" not in find(render(), "RayCluster", "ray")["spec"]
 
 
 def leaves(values: Any, path: str = "") -> dict[str, Any]:
@@ -146,5 +141,5 @@ def test_everything_gives_each_key_and_turns_each_switch() -> None:
     assert [path for path in own if not any(f"{key}.".startswith(f"{path}.") for key in given)] == []
     same = {path for path, value in own.items() if value == given.get(path)}
     # The chart refuses these together with the other value of their pair.
-    assert same == {"auth.token", "metrics.podMonitoring.enabled"}
-    assert (given["kuberay-operator.enabled"], given["ray-cluster.head.enableInTreeAutoscaling"]) == (False, True)
+    assert same == {"auth.token", "metrics.podMonitoring.enabled", "api.sourceRanges"}
+    assert given["kuberay-operator.enabled"] is False

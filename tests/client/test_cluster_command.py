@@ -269,6 +269,9 @@ class Cluster:
             "/api": {"items": [{"versions": [version]}]},
             CLAIMS: {"items": [{"metadata": {"name": "data"}}]},
             f"{CLAIMS}/data": {},
+            # The operator's claim for headRecovery has no label of the release.
+            f"{CLAIMS}?labelSelector=ray.io%2Fcluster%3Dit": {"items": [{"metadata": {"name": "it-gcs-pvc"}}]},
+            f"{CLAIMS}/it-gcs-pvc": {},
             "/apis/ray.io/v1/namespaces/ray/rayclusters": {"items": [CLUSTER]},
             "/api/v1/namespaces/ray/services/http:it-head-svc:8265/proxy/api/jobs/": [
                 {"submission_id": "one", "status": "RUNNING"},
@@ -285,7 +288,7 @@ class Cluster:
         self.requests.append((request.command, path))
         if request.command == "DELETE":
             self.objects.pop(path)
-        found = self.objects.get(path, {"items": []} if "?" in request.path else None)
+        found = self.objects.get(request.path, self.objects.get(path, {"items": []} if "?" in request.path else None))
         return 404 if found is None else 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
 
     def removed(self) -> tuple[list[str], list[str]]:
@@ -313,6 +316,7 @@ def test_down_asks_on_a_terminal(tmp_path: Path) -> None:
         question = (
             "This removes release ray in namespace ray of context far, where 1 job is running:\n"
             "  PersistentVolumeClaim/data and its data\n"
+            "  PersistentVolumeClaim/it-gcs-pvc and its data\n"
             "Continue? [y/N]: "
         )
         assert question in said, said
@@ -324,7 +328,7 @@ def test_down_asks_on_a_terminal(tmp_path: Path) -> None:
 
         code, said = down(tmp_path, server, cluster.helm, "--purge", answer="y\n")
         assert code == 0 and "is removed: only CRDs remain" in said, said
-        assert cluster.removed() == (["uninstall"], [f"{CLAIMS}/data"])
+        assert cluster.removed() == (["uninstall"], [f"{CLAIMS}/data", f"{CLAIMS}/it-gcs-pvc"])
 
 
 def test_down_without_a_terminal_needs_yes(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from tests.e2e.conftest import CHART, IMAGE, Object, get, helm, kubectl, new_nam
 SMALL = [
     "api.type=ClusterIP",
     "api.nodePort=null",
-    *(f"{part}.resources.requests.cpu=100m" for part in ("kuberay-operator", "ray-cluster.head", "ray-cluster.worker")),
+    "kuberay-operator.resources.requests.cpu=100m",
+    "head.requests.cpu=100m",
+    "workers.requests.cpu=100m",
 ]
 # Runs in a pod: the TCP ports with a listener, except those that listen only on loopback.
 LISTENING = """
@@ -105,7 +107,7 @@ def new_cluster(purpose: str, *sets: str, values: Sequence[str] = ()) -> Iterato
 
 def install(where: str, *sets: str, values: Sequence[str] = ()) -> Cluster:
     repository, _, tag = IMAGE.rpartition(":")
-    image = (f"ray-cluster.image.repository={repository}", f"ray-cluster.image.tag={tag}")
+    image = (f"image.repository={repository}", f"image.tag={tag}")
     files = [part for file in (f"{CHART}/values-local.yaml", *values) for part in ("--values", file)]
     given = [part for item in (*SMALL, *image, *sets) for part in ("--set", item)]
     helm("install", "ray", CHART, "-n", where, *files, *given)

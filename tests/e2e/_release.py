@@ -24,7 +24,7 @@ VALUES = [f"{CHART}/values-local.yaml"]
 
 def of_image(image: str) -> list[str]:
     repository, _, tag = image.rpartition(":")
-    return ["--set", f"ray-cluster.image.repository={repository},ray-cluster.image.tag={tag}"]
+    return ["--set", f"image.repository={repository},image.tag={tag}"]
 
 
 def upgrade(

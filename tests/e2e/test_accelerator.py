@@ -12,24 +12,12 @@ from tests.e2e._cluster import new_cluster
 from tests.e2e.conftest import until
 from tests.e2e.test_client import client, driver
 
-SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
-UNLIMITED = SMALL | {"limits": {"cpu": None, "memory": "1Gi"}}  # Ray rounds what is requested up to 1 CPU
+SMALL = {"memory": "1Gi", "requests": {"cpu": "100m", "memory": "512Mi"}}
 VALUES = {
-    "ray-cluster": {
-        "head": {
-            "enableInTreeAutoscaling": True,
-            "autoscalerOptions": {"resources": SMALL, "idleTimeoutSeconds": 5},
-            "rayStartParams": {"num-cpus": "0"},
-        },
-        "worker": {
-            "groupName": "l4",
-            "replicas": 0,
-            "minReplicas": 0,
-            "maxReplicas": 1,
-            "rayStartParams": {"num-gpus": "1", "resources": '"{\\"accelerator_type:L4\\": 1}"'},
-            "resources": UNLIMITED,
-        },
-    }
+    "head": {**SMALL, "cpu": 1, "runsTasks": False},
+    "workers": {**SMALL, "cpu": "", "replicas": 0, "maxReplicas": 1},  # Ray rounds what is requested up to 1 CPU
+    "workerGroups": {"workergroup": None, "l4": {"accelerator": "L4", "rayStartParams": {"num-gpus": "1"}}},
+    "autoscaling": {"enabled": True, "idleTimeoutSeconds": 5, "resources": {"requests": {"cpu": "100m"}}},
 }
 WHERE = "import os; print(os.uname().nodename, os.environ['CUDA_VISIBLE_DEVICES'])"
 

@@ -50,27 +50,18 @@ def task(n):
 print("sum", sum(ray.get([task.remote(n) for n in range(2)])), flush=True)
 """
 Run = subprocess.CompletedProcess[bytes]
-SMALL = {"resources": {"requests": {"cpu": "100m"}}}
-LOG = {"name": "log-volume", "emptyDir": {}}, {"name": "log-volume", "mountPath": "/tmp/ray"}
-WANDB = (
-    {"name": "wandb", "secret": {"secretName": "wandb", "defaultMode": 0o440}},
-    {"name": "wandb", "mountPath": "/home/ray/.wandb", "readOnly": True},
-)
+SMALL = {"requests": {"cpu": "100m"}}
 VALUES = {
     "api": {"type": "ClusterIP", "nodePort": None},
-    "secrets": {"wandb": {"data": {"api-key": SECRET}}},
+    "secrets": {"wandb": {"mountPath": "/home/ray/.wandb", "data": {"api-key": SECRET}}},
     "submitter": {"subjects": [{"kind": "ServiceAccount", "name": "submitter"}]},
     "kuberay-operator": {"resources": {"requests": {"cpu": "50m"}}},
-    "ray-cluster": {
-        "head": {**SMALL, "volumes": [LOG[0], WANDB[0]], "volumeMounts": [LOG[1], WANDB[1]]},
-        "worker": {
-            **SMALL,
-            # As on a node where Ray detects a GPU that the group's spec does not mention.
-            "containerEnv": [{"name": "RAY_OVERRIDE_RESOURCES", "value": '{"GPU": 1, "accelerator_type:L4": 1}'}],
-            "rayStartParams": {"resources": '"{\\"worker\\": 1}"'},
-            "volumes": [LOG[0], WANDB[0]],
-            "volumeMounts": [LOG[1], WANDB[1]],
-        },
+    "head": SMALL,
+    "workers": {
+        **SMALL,
+        # As on a node where Ray detects a GPU that the group's spec does not mention.
+        "env": {"RAY_OVERRIDE_RESOURCES": '{"GPU": 1, "accelerator_type:L4": 1}'},
+        "rayStartParams": {"resources": '"{\\"worker\\": 1}"'},
     },
 }
 

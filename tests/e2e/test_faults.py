@@ -52,11 +52,10 @@ Done = subprocess.CompletedProcess[str]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Install a cluster with its state in Redis; yield its namespace."""
-    given = json.loads(json.dumps(VALUES))
-    given["ray-cluster"]["head"]["volumes"][0] = DISK
+    given = {**VALUES, "ray-cluster": {"head": {"volumes": [DISK]}}}
     values = tmp_path_factory.mktemp("values") / "values.yaml"
     values.write_text(yaml.safe_dump(given))
-    files = (f"{CHART}/values-local.yaml", "ci/values/fault-tolerance.yaml", str(values))
+    files = (f"{CHART}/values-local.yaml", "ci/values/redis.yaml", str(values))
     with new_namespace("faults") as name:
         until("an account", lambda: not kubectl("get", "sa", "default", "-n", name, check=False).returncode)
         submitter = {"kind": "ServiceAccount", "metadata": {"name": "submitter", "namespace": name}}

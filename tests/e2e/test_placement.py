@@ -143,7 +143,7 @@ def test_pods_for_the_reserved_node_are_bound_to_it(nodes: Nodes, namespace: str
 def test_the_head_keeps_to_its_nodes_and_the_reserved_one_is_left_alone(nodes: Nodes) -> None:
     with new_namespace("placement") as namespace:
         key = nodes.key.replace(".", r"\.")
-        ray = install(namespace, f"ray-cluster.head.nodeSelector.{key}={VALUE}")
+        ray = install(namespace, f"head.nodeSelector.{key}={VALUE}")
         until("the head's pod", lambda: ray.pods("head"), namespace=namespace)
         head = ray.name("head")
         # The node with the label has the taint, and the other nodes have no label.

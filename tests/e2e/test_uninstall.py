@@ -11,7 +11,7 @@ from tests.e2e._cluster import Cluster
 from tests.e2e._release import Login, ray_cluster, run_job, submit, token_of, uids, upgrade, wait_job, wait_ready
 from tests.e2e.conftest import REDIS_IMAGE, Object, apply, get, helm, inventory, kubectl, new_namespace, until
 
-VALUES = ["ci/values/fault-tolerance.yaml"]
+VALUES = ["ci/values/redis.yaml"]
 BOUND = 90  # seconds for an uninstall: about 12 with a Redis cleanup, and 30 more for a head with a running job
 CLEANUP_SECONDS = 15
 SLEEP = "import time; print('sleeps', flush=True); time.sleep(600)"

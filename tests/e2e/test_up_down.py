@@ -20,8 +20,8 @@ from tests.e2e.test_upgrade import helm_of
 
 Done = subprocess.CompletedProcess[str]
 REPOSITORY, _, TAG = IMAGE.rpartition(":")
-SETS = [*SMALL, f"ray-cluster.image.repository={REPOSITORY}", f"ray-cluster.image.tag={TAG}"]
-NO_IMAGE = "ray-cluster.image.repository=nowhere.invalid/ray"
+SETS = [*SMALL, f"image.repository={REPOSITORY}", f"image.tag={TAG}"]
+NO_IMAGE = "image.repository=nowhere.invalid/ray"
 INSTANCE = {"app.kubernetes.io/instance": "ray"}
 
 pytestmark = pytest.mark.timeout(600)  # each goes through several starts of a cluster
@@ -108,7 +108,7 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
     succeeded(submitted)
     assert "nodes 2\n" in submitted.stdout
 
-    again = here.up("rollout.enabled=false")
+    again = here.up("replacePodsOnUpgrade=false")
     succeeded(again)
     assert (again.stdout, here.pods(), here.revisions()) == (first.stdout, pods, 2)
 
@@ -116,18 +116,17 @@ def test_up_submit_up_again_and_down(here: Here) -> None:
     refused = here.up("api.typ=x", "auth.enable=1")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "helm refuses 2 of the values:\n  - " in refused.stderr and "'typ' not allowed" in refused.stderr
-    refused = here.up("api.nodePort=31000", "ray-cluster.head.rayVersion=1.0.0")
+    refused = here.up("api.nodePort=31000", "rayVersion=1.0.0")
     assert (
         refused.returncode == 2
         and "set api.type=NodePort\n" in refused.stderr
-        and "rayVersion is 1.0.0, which does" in refused.stderr
+        and "Ray 1.0.0 does not support token authentication" in refused.stderr
     )
     assert (inventory(namespace), here.revisions()) == (before, 2)
 
     # A second worker that cannot be scheduled; then the previous values.
-    memory = [f"ray-cluster.worker.resources.{part}.memory=900Gi" for part in ("requests", "limits")]
-    two = [f"ray-cluster.worker.{name}=2" for name in ("replicas", "minReplicas", "maxReplicas")]
-    late = here.up(*two, *memory, timeout=6)
+    memory = ["workers.memory=900Gi", "workers.requests.memory=900Gi"]
+    late = here.up("workers.replicas=2", *memory, timeout=6)
     assert (late.returncode, late.stdout) == (124, "")
     assert "has no node: 0/1 nodes are available: 1 Insufficient memory" in late.stderr
     assert pods.items() <= here.pods().items() and len(here.pods()) == 3
@@ -185,7 +184,7 @@ def test_up_again_with_helm_4_keeps_a_worker_that_was_added(here: Here, monkeypa
     (here.folder / "bin").mkdir()
     (here.folder / "bin" / "helm").symlink_to(str(shutil.which(helm_of("4"))))
     monkeypatch.setenv("PATH", str(here.folder / "bin"), prepend=os.pathsep)
-    three = "ray-cluster.worker.maxReplicas=3"
+    three = "workers.maxReplicas=3"
     succeeded(here.up(three))
     more = '[{"op":"replace","path":"/spec/workerGroupSpecs/0/replicas","value":2}]'
     kubectl("patch", "raycluster", "ray", "-n", here.namespace, "--type=json", "-p", more)
@@ -193,7 +192,7 @@ def test_up_again_with_helm_4_keeps_a_worker_that_was_added(here: Here, monkeypa
     ready = ("--for=condition=Ready", "pod", "-l", "ray.io/cluster=ray", "--timeout=2m")
     kubectl("wait", "-n", here.namespace, *ready, timeout=150)  # `up` recreates pods that have not started
     pods = here.pods()
-    succeeded(here.up(three, "ray-cluster.head.labels.changed=head"))
+    succeeded(here.up(three, "head.labels.changed=head"))
     changed = get("raycluster", "ray", "-n", here.namespace)["spec"]
     assert changed["headGroupSpec"]["template"]["metadata"]["labels"]["changed"] == "head"
     assert (changed["workerGroupSpecs"][0]["replicas"], here.pods(), here.revisions()) == (2, pods, 2)

@@ -8,9 +8,9 @@ import pytest
 
 from tests.e2e._cluster import started
 from tests.e2e._release import images, pods, ray_cluster, stays, token_of, uids, upgrade, upgrade_command, wait_ready
-from tests.e2e.conftest import HELM4, IMAGE, NEXT_IMAGE, helm, inventory, kubectl, new_namespace, unproved, until
+from tests.e2e.conftest import HELM4, IMAGE, NEXT_IMAGE, helm, kubectl, new_namespace, unproved, until
 
-ROLLOUT = "rollout.enabled=true"
+REPLACE = "replacePodsOnUpgrade=true"
 IN_PROGRESS = "another operation (install/upgrade/rollback) is in progress"
 
 
@@ -51,7 +51,7 @@ def replaces_the_pods(namespace: str, *sets: str, image: str) -> None:
     assert not {*before.values()} & {*uids(namespace).values()}
 
 
-def test_without_rollout_the_pods_stay_as_they_are(release: str) -> None:
+def test_by_default_the_pods_stay_as_they_are(release: str) -> None:
     token = token_of(release)
     leaves_the_pods(release, image=NEXT_IMAGE)
     assert images(release) == {IMAGE}
@@ -59,17 +59,17 @@ def test_without_rollout_the_pods_stay_as_they_are(release: str) -> None:
     assert token_of(release) == token
 
 
-def test_rollout_replaces_head_and_worker_once(release: str) -> None:
+def test_on_request_it_replaces_head_and_worker_once(release: str) -> None:
     assert images(release) == {IMAGE}
-    replaces_the_pods(release, ROLLOUT, image=NEXT_IMAGE)
+    replaces_the_pods(release, REPLACE, image=NEXT_IMAGE)
     assert strategy(release) == "Recreate"
-    leaves_the_pods(release, ROLLOUT, image=NEXT_IMAGE)
+    leaves_the_pods(release, REPLACE, image=NEXT_IMAGE)
 
 
 def armed(namespace: str) -> str:
-    """Turn rollout on, with pods that are up to date; return their image."""
+    """Turn replacePodsOnUpgrade on, with pods that are up to date; return their image."""
     (image,) = images(namespace)
-    upgrade(namespace, ROLLOUT, image=image)
+    upgrade(namespace, REPLACE, image=image)
     assert strategy(namespace) == "Recreate"
     wait_ready(namespace)
     return image
@@ -83,7 +83,7 @@ def test_switched_off_it_disarms(release: str) -> None:
 
 
 def test_switched_off_together_with_a_change_it_leaves_the_pods(release: str) -> None:
-    """An upgrade that turns rollout off must not end jobs."""
+    """An upgrade that turns replacePodsOnUpgrade off must not end jobs."""
     image = armed(release)
     leaves_the_pods(release, image=other(image))
     assert strategy(release) == "None"
@@ -94,7 +94,7 @@ def test_killed_half_way_it_can_be_mended(release: str) -> None:
     (image,) = images(release)
     upgrade(release, image=image)
     token, before = token_of(release), uids(release)
-    arguments = upgrade_command(release, ROLLOUT, image=other(image))
+    arguments = upgrade_command(release, REPLACE, image=other(image))
     with started("helm", *arguments) as process:
         until("it has changed the cluster", lambda: wanted_image(release) == other(image), 30, release)
         process.kill()
@@ -109,7 +109,6 @@ def test_killed_half_way_it_can_be_mended(release: str) -> None:
     assert strategy(release) == "Recreate"
     assert json.loads(helm("status", "ray", "-n", release, "-o", "json").stdout)["info"]["status"] == "deployed"
     assert token_of(release) == token
-    assert not [name for name in inventory(release) if "rollout" in name]  # from the interrupted hook
 
 
 def helm_of(major: str) -> str:
@@ -122,7 +121,7 @@ def helm_of(major: str) -> str:
 
 def scaled_by_hand(namespace: str, tool: str) -> dict[str, str]:
     """Install a release and add one worker by hand; return its pods."""
-    upgrade(namespace, "ray-cluster.worker.maxReplicas=3", tool=tool)
+    upgrade(namespace, "workers.maxReplicas=3", tool=tool)
     more = [{"op": "replace", "path": "/spec/workerGroupSpecs/0/replicas", "value": 2}]
     until("a worker", lambda: len(pods(namespace)) == 2, namespace=namespace)
     kubectl("patch", "raycluster", "ray", "-n", namespace, "--type=json", "-p", json.dumps(more))
@@ -135,13 +134,13 @@ def replicas(namespace: str) -> int:
 
 
 def test_workers_scaled_by_hand_survive_with_helm_3(namespace: str) -> None:
-    tool, sets = helm_of("3"), ["ray-cluster.worker.maxReplicas=3"]
+    tool, sets = helm_of("3"), ["workers.maxReplicas=3"]
     before = scaled_by_hand(namespace, tool)
     upgrade(namespace, *sets, tool=tool)
-    sets.append("ray-cluster.head.labels.changed=head")  # and a change that does not affect the worker groups
+    sets.append("head.labels.changed=head")  # and a change that does not affect the worker groups
     upgrade(namespace, *sets, tool=tool)
     stays("workers", lambda: (replicas(namespace), uids(namespace)), (2, before))
-    sets.append("ray-cluster.worker.labels.changed=group")  # as the chart's README says
+    sets.append("workers.labels.changed=group")  # as the chart's README says
     upgrade(namespace, *sets, tool=tool)
     assert replicas(namespace) == 1
 
@@ -151,7 +150,7 @@ def test_workers_scaled_by_hand_are_a_conflict_with_helm_4(namespace: str) -> No
 
     After one upgrade with client-side apply, as in Helm 3, it continues with that, and the workers survive.
     """
-    tool, sets = helm_of("4"), ["ray-cluster.worker.maxReplicas=3"]
+    tool, sets = helm_of("4"), ["workers.maxReplicas=3"]
     before = scaled_by_hand(namespace, tool)
     refused = upgrade(namespace, *sets, tool=tool, check=False)
     assert refused.returncode and "conflict" in refused.stderr and ".spec.workerGroupSpecs" in refused.stderr
