@@ -84,7 +84,8 @@ def main(directory: Path, command: list[str]) -> None:
     (directory / "lock").write_text(str(os.getpid()))
     _adopt_orphans()
     try:
-        head = psutil.Process(subprocess.Popen(command, stdin=subprocess.DEVNULL).pid)
+        started = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # if collected, it would reap a head that ended
+        head = psutil.Process(started.pid)
         while _alive(head):
             _reap()
             if _client_left():
