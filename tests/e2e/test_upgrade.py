@@ -94,7 +94,9 @@ def test_killed_half_way_it_can_be_mended(release: str) -> None:
     (image,) = images(release)
     upgrade(release, image=image)
     token, before = token_of(release), uids(release)
-    arguments = upgrade_command(release, REPLACE, image=other(image))
+    # Helm waits for the new operator, so it is killed in time.
+    arguments = upgrade_command(release, REPLACE, "kuberay-operator.resources.requests.cpu=110m", image=other(image))
+    arguments.append("--wait")
     with started("helm", *arguments) as process:
         until("it has changed the cluster", lambda: wanted_image(release) == other(image), 30, release)
         process.kill()
