@@ -66,9 +66,8 @@ def install(into: str, image: str = IMAGE) -> None:
 
 def sets(image: str = IMAGE) -> list[str]:
     """Return the values that the measurement sets in our chart."""
-    repository, tag = image.split(":")
-    ours = ["head.requests.cpu=100m", "workers.requests.cpu=100m", f"image.repository={repository}", f"image.tag={tag}"]
-    return [*ours, "api.type=ClusterIP", "api.nodePort=null"]  # two clusters cannot use the same node port
+    of_cluster = [f"ray-cluster.{s}" for s in cluster_sets(image)]
+    return [*of_cluster, "api.type=ClusterIP", "api.nodePort=null"]  # two clusters cannot use the same node port
 
 
 def cluster_sets(image: str) -> list[str]:

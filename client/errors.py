@@ -16,7 +16,7 @@ ClientError              1    the request was refused, or cannot be carried out
 ├── TimedOut           124    a wait ran out
 └── Detached           130    Ctrl-C or SIGTERM
 
-A job's own end is no error of the client: `client.job.record.JobResult` has its exit code.
+A job's own end is no error of the client: `client.ray_api.record.JobResult` has its exit code.
 """
 
 from typing import ClassVar

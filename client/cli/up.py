@@ -68,7 +68,7 @@ def up(
         note(f"the operator is installed in {login.context}/{namespace}, without a RayCluster")
         return
     if older := release.count_older_pods():
-        fix = "--set replacePodsOnUpgrade=true replaces them, and ends jobs"
-        note(f"{older} pods still run as before this change: {fix}")
+        fix = "to replace them, which ends running jobs, add --set replacePodsOnUpgrade=true"
+        note(f"{older} pods keep their spec from before this change: {fix}")
     print_line(f"export RAY_WORKLOAD_ADDRESS={address_of(login, namespace, found['metadata']['name'])}")
     note("Ray is ready: run that line, then `python -m client submit jobs/simple_job.py`")

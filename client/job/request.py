@@ -96,7 +96,7 @@ class Request:
         _check_kinds(given, FILE_KEYS)
         for key, kind in _VALUE_KINDS.items():
             if not all(isinstance(name, str) and _is(kind, value) for name, value in given.get(key, {}).items()):
-                raise UsageError(f"{key} must have {_KINDS[kind]} for each name")
+                raise UsageError(f"{key} must map each name to {_KINDS[kind]}")
         if self.accelerator:
             # Ray's own amount (ray/_common/ray_option_utils.py): it asks for the kind, and uses up none.
             resources = {**given.get("entrypoint_resources", {}), f"{ACCELERATOR}{self.accelerator}": 0.001}

@@ -263,7 +263,7 @@ def _exit_code(status: bytes) -> int:
     if codes:
         return codes[0]
     message = " ".join(str(result.get("message", "no reason given")).split())
-    raise ClientError(f"the command could not be started ({message})", "check the command")
+    raise ClientError(f"the command could not be started ({message})", "check its name and whether the image has it")
 
 
 def _why_ended(container: Container) -> str:

@@ -87,7 +87,7 @@ class KubernetesTarget(Target):
     def wait_ready(self, note: Note, seconds: float) -> None:
         """Wait until the operator says that the head is ready; before, say once that a port-forward is used."""
         if self._forwards and not self._noted:
-            note("this login may not use the API server's proxy (services/proxy), using a port-forward")
+            note("this login may not use the API server's proxy (services/proxy); using a port-forward instead")
             self._noted = True
         self.cluster.wait_ready(note, seconds)
 

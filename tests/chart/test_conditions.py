@@ -25,11 +25,11 @@ LIVE = {
         'if and (not $live) (eq .Release.Name (dig "metadata" "labels" "app.kubernetes.io/instance" "" $before))',
     ),
     ("_validate.tpl", "if not $operator.singleNamespaceInstall"),
-    ("_validate.tpl", 'range $name, $value := ternary dict (include "ray-workload.spec" . | fromYaml) (empty $known)'),
+    ("_validate.tpl", "range $name, $value := ternary dict $ray.spec (empty $ray.known)"),
     (
         "_validate.tpl",
-        'if or (not (hasKey $known $name)) (and (kindIs "map" $value) (hasKey $value "backend") '
-        '(not (dig $name "properties" "backend" "" $known)))',
+        'if or (not (hasKey $ray.known $name)) (and (kindIs "map" $value) (hasKey $value "backend") '
+        '(not (dig $name "properties" "backend" "" $ray.known)))',
     ),
     ("_validate.tpl", 'range dig "items" list (lookup "apps/v1" "Deployment" "" "" | default dict)'),
     (

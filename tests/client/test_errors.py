@@ -243,7 +243,7 @@ def test_a_ca_file_that_is_not_there(run: Cli) -> None:
 def test_resources_of_a_job_file_that_are_none(resources: str, run: Cli, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"entrypoint: 'true'\nentrypoint_resources: {resources}\n")
     done = run("submit", "-f", "job.yaml", env=NOWHERE)
-    assert "entrypoint_resources must have a number of at least 0 for each name" in refusal(done, 2)
+    assert "entrypoint_resources must map each name to a number of at least 0" in refusal(done, 2)
 
 
 def test_a_silent_server_is_given_up(run: Cli) -> None:

@@ -93,7 +93,7 @@ def test_a_job_imports_ray_only_if_it_must(job_file: str, remote: dict[str, str]
 def test_what_must_be_text(key: str, pairs: str, run: Cli, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"entrypoint: 'true'\n{key}: {pairs}\n")
     done = run("submit", "-f", "job.yaml", "--address", "http://127.0.0.1:1")
-    assert f"{key} must have text for each name" in refusal(done, 2)
+    assert f"{key} must map each name to text" in refusal(done, 2)
 
 
 def test_variables_are_checked_before_anything_is_packed(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:

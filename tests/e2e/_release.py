@@ -15,11 +15,31 @@ import requests
 from ray.job_submission import JobSubmissionClient
 
 from tests.e2e._cluster import SMALL
-from tests.e2e.conftest import CHART, IMAGE, Done, Object, get, helm, state, until, user_environment
+from tests.e2e.conftest import (
+    CHART,
+    IMAGE,
+    Done,
+    Object,
+    get,
+    helm,
+    kubectl,
+    new_namespace,
+    state,
+    until,
+    user_environment,
+)
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # So that the cluster fits on a small node next to other clusters, and uses no node port.
 VALUES = [f"{CHART}/values-local.yaml"]
+
+
+def install_crds() -> None:
+    """Install KubeRay's CRDs if there are none. They remain, as they always do."""
+    if kubectl("get", "crd", "rayclusters.ray.io", check=False).returncode:
+        with new_namespace("crds") as name:
+            sets = "ray-cluster.enabled=false,kuberay-operator.singleNamespaceInstall=true"
+            helm("install", "ray", CHART, "-n", name, "--set", sets)
 
 
 def of_image(image: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.e2e._release import install_crds
 from tests.e2e.conftest import CHART, Object, helm, kubectl, new_namespace, until
 
 FILES = [
@@ -18,16 +19,13 @@ FILES = [
 ]
 CUSTOM = {"PodMonitor", "PodMonitoring"}  # kinds whose CRDs a cluster may not have
 FREE = ["--set", "api.nodePort=null"]  # another release may use the port
-OPERATOR_ALONE = ["--set", "ray-cluster.enabled=false,kuberay-operator.singleNamespaceInstall=true"]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[str]:
-    """Yield a namespace with only a service account for the pods; install the CRDs, which remain, as they always do."""
-    if kubectl("get", "crd", "rayclusters.ray.io", check=False).returncode:
-        with new_namespace("crds") as name:
-            helm("install", "ray", CHART, "-n", name, *OPERATOR_ALONE)
+    """Yield a namespace with only a service account for the pods, in a Kubernetes with the CRDs."""
+    install_crds()
     with new_namespace("admission", restricted=True) as name:
         until("an account", lambda: not kubectl("get", "sa", "default", "-n", name, check=False).returncode)
         yield name

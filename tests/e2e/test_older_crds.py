@@ -5,20 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e._release import Login, ray_cluster, token_of, upgrade, wait_ready
-from tests.e2e.conftest import CHART, get, helm, inventory, kubectl, new_namespace, run
+from tests.e2e._release import Login, install_crds, ray_cluster, token_of, upgrade, wait_ready
+from tests.e2e.conftest import get, inventory, kubectl, run
 
 CRD = "rayclusters.ray.io"
 TOO_OLD = "the RayCluster CRD of this Kubernetes is too old for"
-OPERATOR_ALONE = "ray-cluster.enabled=false,kuberay-operator.singleNamespaceInstall=true"
 
 
 @pytest.fixture(scope="module")
 def older_crd() -> Iterator[None]:
     """Remove the fields that KubeRay 1.4 does not have, and at the end restore them with ci/upgrade-crds."""
-    if kubectl("get", "crd", CRD, check=False).returncode:
-        with new_namespace("crds") as name:
-            helm("install", "ray", CHART, "-n", name, "--set", OPERATOR_ALONE)
+    install_crds()
     crd = get("crd", CRD)
     for version in crd["spec"]["versions"]:
         spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]

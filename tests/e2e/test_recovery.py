@@ -16,15 +16,22 @@ from tests.e2e.test_faults import Followed, gone, replace_head
 from tests.e2e.test_faults import on_worker as on_worker
 
 CLAIM = "ray-gcs-pvc"
+# Runs on the head: prints the ids of the jobs that it knows.
+KNOWN = """
+import asyncio, json
+from ray._raylet import GcsClient
+from ray.dashboard.modules.job.common import JobInfoStorageClient
+print(json.dumps(sorted(asyncio.run(JobInfoStorageClient(GcsClient("127.0.0.1:6379")).get_all_jobs()))))
+"""
 HEAD_SECONDS = 40.0  # for a new head to start; the client may take 10 s more to notice
 
 
-def volume(name: str) -> list[Object]:
-    """Return a volume on the node, for all users of it, and the pod that prepares it."""
+def volume(name: str) -> Object:
+    """Return a volume in a folder of the node, of a storage class with the same name."""
     path = {"path": f"/var/tmp/{name}", "type": "DirectoryOrCreate"}
     spec = {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": path}
     spec |= {"storageClassName": name, "persistentVolumeReclaimPolicy": "Retain"}
-    return [{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}]
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}
 
 
 def on_the_node(namespace: str, name: str, command: str) -> None:
@@ -51,7 +58,7 @@ def store() -> Iterator[tuple[str, str]]:
     name = f"rwt-store-{secrets.token_hex(3)}"
     with new_namespace("recovery") as namespace:
         on_the_node(namespace, "make", f"mkdir -p /var/tmp/{name} && chmod 777 /var/tmp/{name}")
-        apply(*volume(name))
+        apply(volume(name))
         try:
             yield namespace, name
         finally:
@@ -113,12 +120,3 @@ def test_the_state_outlives_the_release(cluster: str, store: tuple[str, str], tm
     assert get("pvc", CLAIM, "-n", cluster)["metadata"]["uid"] == before
     jobs = json.loads(Cluster(cluster).python(Cluster(cluster).name("head"), KNOWN))
     assert jobs, "the jobs of the first release are not known"
-
-
-KNOWN = """
-import json, ray
-from ray.dashboard.modules.job.common import JobInfoStorageClient
-from ray._raylet import GcsClient
-import asyncio
-print(json.dumps(sorted(asyncio.run(JobInfoStorageClient(GcsClient("127.0.0.1:6379")).get_all_jobs()))))
-"""

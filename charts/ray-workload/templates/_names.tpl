@@ -11,7 +11,7 @@
 {{/* The upstream chart takes its name from here: a parent's definition replaces that of a subchart. The seam sets the
      name. If a helm renders in another order, this installs nothing instead of something open. */}}
 {{- define "ray-cluster.fullname" -}}
-{{ required "this helm renders the templates in another order than Helm 3 and 4: use one of them" .Values.computedName }}
+{{ required "the values of the RayCluster were not computed: use Helm 3 or 4, and do not set ray-cluster to null" .Values.computedName }}
 {{- end -}}
 
 {{- define "ray-workload.api" -}}

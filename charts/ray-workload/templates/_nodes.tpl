@@ -5,21 +5,22 @@
 {{- $groups := dict -}}
 {{- range $name, $own := .Values.workerGroups -}}
   {{- if and (kindIs "map" $own) (ne "false" (toString $own.enabled)) -}}
-    {{- $group := get (include "ray-workload.over" (list $.Values.workers $own) | fromJson) "v" -}}
+    {{- $group := include "ray-workload.over" (list $.Values.workers $own) | fromJson -}}
     {{- $_ := set $groups $name (omit $group "enabled") -}}
   {{- end -}}
 {{- end -}}
 {{ toJson $groups }}
 {{- end -}}
 
-{{/* A pod of the head or of a group. Takes (dict "context" $ "name" "head"|GROUP "values" VALUES). As JSON. */}}
+{{/* A pod of the head or of a group. Takes (dict "context" $ "name" "head"|GROUP "values" VALUES "over" LIST), where LIST
+     has the user's values for the upstream chart, to be laid over what is computed. As JSON. */}}
 {{- define "ray-workload.node" -}}
 {{- $root := .context -}}
 {{- $own := .values -}}
 {{- $isHead := eq .name "head" -}}
 {{- $mounts := include "ray-workload.mounts" . | fromJson -}}
 {{- $node := dict -}}
-{{- $_ := set $node "image" (get (include "ray-workload.over" (list (include "ray-workload.image" $root | fromJson) $own.image) | fromJson) "v") -}}
+{{- $_ := set $node "image" (include "ray-workload.over" (list (include "ray-workload.image" $root | fromJson) $own.image) | fromJson) -}}
 {{- $_ := set $node "containerEnv" (include "ray-workload.env" . | fromJsonArray) -}}
 {{- $_ := set $node "serviceAccountName" (include "ray-workload.account" (list $root (ternary "head" "worker" $isHead))) -}}
 {{- $_ := set $node "podSecurityContext" (include "ray-workload.podSecurityContext" . | fromYaml) -}}
@@ -53,15 +54,19 @@
   {{- $preferred := dict "weight" 100 "preference" (dict "matchExpressions" $expressions) -}}
   {{- $affinity = dict "nodeAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" (list $preferred)) -}}
 {{- end -}}
-{{- range $key, $computed := dict "rayStartParams" $start "nodeSelector" $selector "tolerations" $tolerations "affinity" $affinity -}}
-  {{- $_ := set $node $key (get (include "ray-workload.over" (list $computed (get $own $key)) | fromJson) "v") -}}
-{{- end -}}
-{{ toJson $node }}
+{{- $placed := dict "rayStartParams" $start "nodeSelector" $selector "tolerations" $tolerations "affinity" $affinity -}}
+{{- $placed = include "ray-workload.over" (list $placed (pick $own "rayStartParams" "nodeSelector" "tolerations" "affinity")) | fromJson -}}
+{{- $layers := list (merge $node $placed) (dict "containerEnv" (index $root.Values "ray-cluster").common.containerEnv) -}}
+{{- $node = include "ray-workload.over" (concat $layers .over) | fromJson -}}
+{{- $_ := set $node "rayStartParams" (merge dict ($node.initArgs | default dict) $node.rayStartParams) -}}
+{{- $_ := set $node "pullPolicy" $node.image.pullPolicy -}}
+{{- $_ := set $node.image "pullPolicy" (include "ray-workload.pullPolicyAndProbe" (list (include "ray-workload.rayVersion" $root) $node)) -}}
+{{ omit $node "initArgs" | toJson }}
 {{- end -}}
 
 {{/* The image of all nodes: `image` with ray-cluster.image over it. As JSON. */}}
 {{- define "ray-workload.image" -}}
-{{- get (include "ray-workload.over" (list (omit .Values.image "pullSecrets") (index .Values "ray-cluster").image) | fromJson) "v" | toJson -}}
+{{- include "ray-workload.over" (list (omit .Values.image "pullSecrets") (index .Values "ray-cluster").image) -}}
 {{- end -}}
 
 {{/* The environment variables of a node. Takes what ray-workload.node takes. As a JSON list. */}}
@@ -81,7 +86,7 @@
     {{- $given = append $given (dict "name" $name "value" (toString $value)) -}}
   {{- end -}}
 {{- end -}}
-{{- get (include "ray-workload.over" (list $env $given) | fromJson) "v" | toJson -}}
+{{- include "ray-workload.over" (list $env $given) -}}
 {{- end -}}
 
 {{/* The variables of token authentication. As a JSON list. */}}

@@ -1,6 +1,6 @@
 {{/* The Ray version of the image: `rayVersion`, else what the tag starts with. */}}
 {{- define "ray-workload.rayVersion" -}}
-{{- $image := get (include "ray-workload.over" (list (include "ray-workload.image" . | fromJson) .Values.head.image) | fromJson) "v" -}}
+{{- $image := include "ray-workload.over" (list (include "ray-workload.image" . | fromJson) .Values.head.image) | fromJson -}}
 {{ .Values.rayVersion | default (regexFind "^[0-9]+\\.[0-9]+\\.[0-9]+(?:rc[0-9]+|[.]dev[0-9]+)?" (toString $image.tag)) }}
 {{- end -}}
 
@@ -12,9 +12,9 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The fields of the RayCluster's spec that the upstream chart cannot render. */}}
+{{/* The fields of the RayCluster's spec that the upstream chart cannot render. As JSON. */}}
 {{- define "ray-workload.spec" -}}
-{{- $known := include "ray-workload.knownFields" . | default "{}" | fromJson -}}
+{{- $known := (index .Values "ray-cluster").known -}}
 {{- $spec := dict -}}
 {{- if or .Values.replacePodsOnUpgrade (empty $known) (hasKey $known "upgradeStrategy") -}}
   {{- $_ := set $spec "upgradeStrategy" (dict "type" (ternary "Recreate" "None" .Values.replacePodsOnUpgrade)) -}}
@@ -36,7 +36,7 @@
   {{- end -}}
   {{- $_ := set $spec "gcsFaultToleranceOptions" $options -}}
 {{- end -}}
-{{- get (include "ray-workload.over" (list $spec .Values.rayCluster.spec) | fromJson) "v" | toYaml -}}
+{{- include "ray-workload.over" (list $spec .Values.rayCluster.spec) -}}
 {{- end -}}
 
 {{/* The upstream chart's autoscalerOptions. */}}

@@ -45,9 +45,8 @@
 {{- end -}}
 {{- if and .Values.metrics.podMonitor.enabled .Values.metrics.podMonitoring.enabled }}{{ $found = append $found "metrics.podMonitor and metrics.podMonitoring are both enabled, which collects metrics twice: disable one" }}{{ end -}}
 {{- if and .Values.networkPolicy.egress.enabled .Values.autoscaling.enabled (not (or .Values.networkPolicy.egress.apiServer .Values.networkPolicy.egress.rules)) }}{{ $found = append $found "networkPolicy.egress is enabled, but the autoscaler needs the API server: set networkPolicy.egress.apiServer to its addresses" }}{{ end -}}
-{{- $known := include "ray-workload.knownFields" . | default "{}" | fromJson -}}
-{{- range $name, $value := ternary dict (include "ray-workload.spec" . | fromYaml) (empty $known) -}}
-  {{- if or (not (hasKey $known $name)) (and (kindIs "map" $value) (hasKey $value "backend") (not (dig $name "properties" "backend" "" $known))) }}{{ $found = append $found (printf "the RayCluster CRD of this Kubernetes is too old for %s: run `ci/upgrade-crds`, and upgrade the operator" $name) }}{{ end -}}
+{{- range $name, $value := ternary dict $ray.spec (empty $ray.known) -}}
+  {{- if or (not (hasKey $ray.known $name)) (and (kindIs "map" $value) (hasKey $value "backend") (not (dig $name "properties" "backend" "" $ray.known))) }}{{ $found = append $found (printf "the RayCluster CRD of this Kubernetes is too old for %s: run `ci/upgrade-crds`, and upgrade the operator" $name) }}{{ end -}}
 {{- end -}}
 {{- /* the token */ -}}
 {{- if not (regexMatch "^[!-~]*$" (trim .Values.auth.token)) }}{{ $found = append $found "auth.token contains characters that are not allowed: use printable ASCII without spaces, on one line" }}{{ end -}}
