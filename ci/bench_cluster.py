@@ -65,7 +65,7 @@ def sides(name: str, stack: ExitStack, client: Callable[[], Client]) -> Sides:
         stack: Cleans up what only this row uses.
         client: Returns the cluster that the rows of the client share.
     """
-    template = ("helm", "template", "ray", str(bench_chart.CHART), "-f", str(VALUES))
+    template = ("helm", "template", "ray", str(bench_chart.CHART), "-f", str(VALUES), "--set", "auth.token=of-bench")
     makers: dict[str, Callable[[], Sides]] = {
         "install": lambda: [partial(measure_install, how) for how in (install, bench_chart.install_upstream)],
         "hello": lambda: [stack.enter_context(bench_chart.cluster(image)) for image in (IMAGE, PLAIN_IMAGE)],

@@ -150,11 +150,15 @@ def render(helms: list[Path], dependencies: None) -> Render:
         command += ["--kube-version", kube_version or KUBE_VERSION]
         for file in values_files:
             command += ["--values", str((ROOT / file).absolute())]
-        command += ["--values", "-"] if values else []
+        command += ["--values", "-"]
         for item in sets:
             command += ["--set", item]
         for template in [show_only] if isinstance(show_only, str) else show_only or ():
             command += ["--show-only", template]
+        # Without a cluster, the chart cannot check the CRD, and would refuse to generate a token.
+        of_cluster = (values or {}).get("rayCluster", {})
+        if isinstance(of_cluster, dict):
+            values = {**(values or {}), "rayCluster": {"checkCRD": False, **of_cluster}}
         given = as_yaml(values or {})
         contents = [Path(ROOT, file).read_text() for file in values_files]
         key = json.dumps([command, given, contents])

@@ -1,5 +1,6 @@
 """Service accounts and roles: which pods use them, which pods have an API token, and the exact permissions."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +142,24 @@ def test_who_is_bound(render: Render) -> None:
         {"kind": "ServiceAccount", "name": "pipeline", "namespace": "ray"},
         {"kind": "ServiceAccount", "name": "runner", "namespace": "ci"},
     ]
+
+
+@pytest.mark.parametrize("account", ["default", "of-the-team"])
+def test_ray_pods_get_no_api_token_from_an_account_of_the_user(account: str, render: Render, helm: Path) -> None:
+    existing = {"create": False, "name": account}
+    for values in (
+        {"serviceAccounts": {"head": existing, "worker": existing}},
+        {"ray-cluster": {"head": {"serviceAccountName": account}, "worker": {"serviceAccountName": account}}},
+    ):
+        found = templates(render(values=values | {"workerGroups": {"gpu": {}}}, helm=helm))
+        ray = [pod["spec"] for name, pod in found.items() if name.startswith("RayCluster")]
+        expected = [(account, False)] * 3
+        assert [(pod["serviceAccountName"], pod["automountServiceAccountToken"]) for pod in ray] == expected
+
+
+def test_a_token_secret_of_any_name(render: Render) -> None:
+    rules = find(render(values={"auth": {"existingSecret": "123"}}), "Role", "ray-submitter")["rules"]
+    assert {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["123"], "verbs": ["get"]} in rules
 
 
 def test_a_subject_of_any_name(render: Render) -> None:

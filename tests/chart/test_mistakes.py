@@ -234,14 +234,14 @@ ALL = {
     "secrets": {"both": {"data": {"key": "content"}, "existingSecret": "other"}, "one-name": {"existingSecret": "s"}},
     "volumes": {
         "one-name": {"mountPath": "/v", "emptyDir": {}},
-        "api-token": {"mountPath": "/v", "emptyDir": {}, "groups": ["gpu"]},
+        "api-token": {"mountPath": "/v", "emptyDir": {}, "groups": ["gpu", "workergroup"]},
         "none": {"mountPath": "/tmp/ray"},
     },
     "outputs": "/results",
     "workers.maxReplicas": 0,
     "workers.spot": True,
     "workerGroups.Big_": {},
-    "rayCluster.spec.authOptions": {},
+    "rayCluster.spec": {"authOptions": {}, "headGroupSpec": {}},
     "ray-cluster": {
         "fullnameOverride": "9-lives",
         "gcsFaultTolerance": {"enabled": True, "redisPassword": {"value": "planted"}},
@@ -254,14 +254,15 @@ ALL = {
             "enableInTreeAutoscaling": True,
         },
         "worker": {"replicas": 2},
-        "additionalWorkerGroups": {"gone": {"replicas": 3}},
+        "additionalWorkerGroups": {"gone": {"replicas": 3}, "workergroup": {"replicas": 3}},
     },
 }
 # Values and the number of their mistakes.
 SAID: list[tuple[dict[str, Any], int]] = [
-    (ALL, 36),
+    (ALL, 38),
     ({"image.tag": "nightly", "spotNodes": {"a": "b"}, "workers": {"spot": True, "nodeSelector": {"a": "c"}}}, 2),
     ({"image.tag": "2.59.0", "rayVersion": "2.60.0"}, 1),
+    ({"rayCluster.checkCRD": True}, 1),
     ({"kuberay-operator.enabled": False, "ray-cluster.enabled": False}, 1),
 ]
 

@@ -1,75 +1,48 @@
-"""null in the values removes a default: the chart accepts it for optional values, and otherwise names the value."""
+"""null in the values removes a default: the chart renders without it, or names the value."""
 
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from tests.chart.conftest import Render, RenderError, find, names, values_files
+from tests.chart.conftest import CHART, LOADER, Render, RenderError, find, names, values_files
 from tests.chart.test_conditions import nest
 
-MAY_BE = [
-    "image.pullSecrets",
-    "env",
-    "secrets",
-    "volumes",
-    "workerGroups",
-    "acceleratorNodes",
-    "spotNodes",
-    "head.env",
-    "head.nodeSelector",
-    "workers.minReplicas",
-    "workers.tolerations",
-    "rayCluster.labels",
-    "serviceAccounts.head.annotations",
-    "api.nodePort",
-    "api.sourceRanges",
-    "api.annotations",
-    "submitter.subjects",
-    "networkPolicy.apiServerFrom",
-    "networkPolicy.metricsFrom",
-    "networkPolicy.headIngress",
-    "networkPolicy.egress.rules",
-    "ray-cluster.head.rayStartParams",
-    "ray-cluster.head.nodeSelector",
-]
-SECTIONS = """image auth head workers autoscaling headRecovery rayCluster serviceAccounts api submitter networkPolicy
-podDisruptionBudget metrics cleanup""".split()
-MAY_NOT_BE = [
-    *SECTIONS,
-    "replacePodsOnUpgrade",
-    "image.tag",
-    "workers.replicas",
-    "headRecovery.redisPassword",
-    "serviceAccounts.head",
-    "serviceAccounts.worker",
-    "networkPolicy.egress",
-    "metrics.podMonitor",
-    "metrics.podMonitoring",
-    "ray-cluster.common",
-    "ray-cluster.common.containerEnv",
-    "ray-cluster.head",
-    "ray-cluster.worker",
-]
+OPTIONAL = """image.pullSecrets env secrets volumes outputs workerGroups acceleratorNodes spotNodes head.env
+workers.minReplicas rayCluster.labels api.nodePort api.sourceRanges submitter.subjects networkPolicy.headIngress
+networkPolicy.egress.rules ray-cluster.head.nodeSelector
+ray-cluster.additionalWorkerGroups kuberay-operator.featureGates""".split()
 
 
-def test_optional_values_may_be_null(render: Render) -> None:
+def paths(values: dict[str, Any], parents: tuple[str, ...] = ()) -> Iterator[str]:
+    for key, value in values.items():
+        yield ".".join((*parents, key))
+        if isinstance(value, dict):
+            yield from paths(value, (*parents, key))
+
+
+def test_each_value_may_be_null_or_is_named(render: Render) -> None:
+    values = yaml.load((CHART / "values.yaml").read_text(), LOADER)
+    own = [path for path in paths(values) if not path.startswith("kuberay-operator.")]
+
+    def outcome(path: str) -> str:
+        try:
+            return "" if names(render(values=nest({path: None}))) == usual else "renders other objects"
+        except RenderError as error:
+            key, place, said = path.rpartition(".")[2], f"/{path.replace('.', '/')}", str(error)
+            missing = re.search(r"missing propert(?:y|ies) (.*)", said)
+            named = f"at '{place}': got null" in said or f"do not set {path} to null" in said
+            return "named" if named or (missing and f"'{key}'" in missing[1].split(", ")) else said
+
+    usual = names(render())
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda path: names(render(values=nest({path: None}))), MAY_BE)
-        assert dict(zip(MAY_BE, found, strict=True)) == dict.fromkeys(MAY_BE, names(render()))
-
-
-def test_sections_that_templates_read_may_not_be_null(render: Render) -> None:
-    def named(path: str) -> bool:
-        with pytest.raises(RenderError) as error:
-            render(values=nest({path: None}))
-        key, place, said = path.rpartition(".")[2], f"/{path.replace('.', '/')}", str(error.value)
-        missing = re.search(r"missing propert(?:y|ies) (.*)", said)
-        return f"at '{place}': got null" in said or bool(missing and f"'{key}'" in missing[1].split(", "))
-
-    with ThreadPoolExecutor(2) as pool:
-        assert [path for path, found in zip(MAY_NOT_BE, pool.map(named, MAY_NOT_BE), strict=True) if not found] == []
+        found = dict(zip(tried := [*own, *OPTIONAL], pool.map(outcome, tried), strict=True))
+    assert not [f"{path}: {said}" for path, said in found.items() if said not in ("", "named")]
+    assert {path: found[path] for path in OPTIONAL} == dict.fromkeys(OPTIONAL, "")
 
 
 @pytest.mark.parametrize("value", [None, {"enabled": False}], ids=str)

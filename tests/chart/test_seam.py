@@ -147,6 +147,8 @@ SCALING: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
     ({}, (1, 1, 5)),
     ({"replicas": 7}, (7, 7, 7)),
     ({"replicas": 0}, (0, 0, 5)),
+    ({"replicas": 0, "maxReplicas": 0}, (0, 0, 0)),
+    ({"maxReplicas": 2_000_000}, (1, 1, 2_000_000)),
     ({"replicas": 2, "minReplicas": 1}, (2, 2, 5)),
     ({"replicas": 2, "autoscaling": True}, (2, 2, 5)),
     ({"replicas": 2, "minReplicas": 0, "autoscaling": True}, (0, 0, 5)),
@@ -212,6 +214,77 @@ def test_upstream_values_are_laid_over_the_computed_ones(render: Render, helm: P
     assert [container["name"] for container in pod["containers"]] == ["ray-head", "sidecar"]
     assert find(manifests, "RayCluster", "ray")["metadata"]["annotations"] == {"mine": "yes"}
     assert pod["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_an_empty_text_is_a_value(render: Render, helm: Path) -> None:
+    own = {part: {"empty": ""} for part in ("env", "nodeSelector", "annotations", "labels")}
+    values = {
+        "env": {"empty": "no"},
+        "head": own,
+        "workers": own | {"accelerator": "L4", "memory": "1Gi", "image": {"tag": ""}},
+        "workerGroups": {"g": {"accelerator": "", "memory": ""}},
+        "acceleratorNodes": {"L4": {"kind": "l4"}},
+        "ray-cluster": {"annotations": {"empty": ""}, "image": {"tag": ""}},
+        "rayCluster": {"annotations": {"empty": "no"}},
+    }
+    manifests = render(values=values, helm=helm)
+    found = {"head": cluster(manifests)["headGroupSpec"], **groups(manifests)}
+    for name, node in found.items():
+        metadata, pod = node["template"]["metadata"], node["template"]["spec"]
+        assert (metadata["annotations"]["empty"], metadata["labels"]["empty"], pod["nodeSelector"]["empty"]) == (
+            "",
+        ) * 3
+        assert {"name": "empty", "value": ""} in pod["containers"][0]["env"], name
+        assert pod["containers"][0]["image"] == "rayproject/ray:2.60.0-py311"
+    assert "resources" in found["workergroup"]["rayStartParams"] and "rayStartParams" not in found["g"]
+    assert found["g"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "2"}
+    assert find(manifests, "RayCluster", "ray")["metadata"]["annotations"]["empty"] == ""
+
+
+def test_zero_and_false_are_values(render: Render) -> None:
+    values = {
+        "env": {"A": "1", "B": "yes"},
+        "head": {"env": {"A": 0, "B": False}, "requests": {"cpu": 0}, "rayStartParams": {"num-cpus": 3}},
+        "ray-cluster": {"head": {"initArgs": {"num-cpus": 0}}},
+    }
+    head = cluster(render(values=values))["headGroupSpec"]
+    container = head["template"]["spec"]["containers"][0]
+    assert [v for v in container["env"] if v["name"] in "AB"] == [
+        {"name": "A", "value": "0"},
+        {"name": "B", "value": "false"},
+    ]
+    assert container["resources"]["requests"] == {"cpu": "0", "memory": "4Gi"}
+    assert head["rayStartParams"] == {"num-cpus": "0"}
+
+
+def test_numbers_keep_their_digits(render: Render, helm: Path) -> None:
+    """The CRD does not take fractions as numbers, and Go writes a million as 1e+06."""
+    values = {
+        "env": {"BIG": 1_000_000, "HALF": 0.5},
+        "head": {"memory": 8_000_000_000, "requests": {"cpu": 0.5}},
+        "workers": {"cpu": 1.5},
+        "autoscaling": {"enabled": True, "resources": {"requests": {"cpu": 0.25}}},
+        "ray-cluster": {"worker": {"resources": {"requests": {"cpu": 0.75}, "limits": {"memory": 4_000_000_000}}}},
+    }
+    manifests = render(values=values, helm=helm)
+    head, worker = (containers(manifests)[name] for name in ("head", "workergroup"))
+    assert {"name": "BIG", "value": "1000000"} in head["env"] and {"name": "HALF", "value": "0.5"} in worker["env"]
+    assert head["resources"] == {
+        "limits": {"cpu": "2", "memory": "8000000000"},
+        "requests": {"cpu": "0.5", "memory": "8000000000"},
+    }
+    assert worker["resources"] == {
+        "limits": {"cpu": "1.5", "memory": "4000000000"},
+        "requests": {"cpu": "0.75", "memory": "4Gi"},
+    }
+    assert cluster(manifests)["autoscalerOptions"]["resources"]["requests"] == {"cpu": "0.25", "memory": "512Mi"}
+
+
+def test_more_ports_of_workers(render: Render) -> None:
+    ports = [{"name": "app", "containerPort": 9000}]
+    values = {"workers": {"rayStartParams": {"metrics-export-port": 8081}}, "ray-cluster": {"worker": {"ports": ports}}}
+    expected = [{"name": "metrics", "containerPort": 8081}, *ports]
+    assert containers(render(values=values))["workergroup"]["ports"] == expected
 
 
 def test_fields_that_the_upstream_chart_does_not_have(render: Render, helm: Path) -> None:

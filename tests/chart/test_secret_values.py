@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,7 +158,19 @@ def test_secrets_are_mounted_in_every_ray_pod(render: Render) -> None:
         assert volumes["s"] == {"name": "s", "secret": {"secretName": "s", "defaultMode": 0o440}}
         mounts = pod["containers"][0]["volumeMounts"]
         assert {"name": "s", "mountPath": "/home/ray/s", "readOnly": True} in mounts
-        assert "a-b" not in {mount["name"] for mount in mounts}  # it has no mountPath: only `env` can refer to it
+        assert {mount["name"] for mount in mounts} == {"log-volume", "s"}  # a.b has no mountPath
+
+
+def test_the_volume_of_a_secret_has_a_valid_name(render: Render) -> None:
+    """A Secret's name can have dots and 253 characters, the name of a volume cannot."""
+    secrets = ["a.b", "a-b", "a.b.c", "a.b-c", "s" * 63, "s" * 64, "s" * 253]
+    given = {name: {"mountPath": f"/{index}", "existingSecret": name} for index, name in enumerate(secrets)}
+    for pod in pods(find(render(values={"secrets": given}), "RayCluster", "ray")).values():
+        volumes = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+        assert sorted(volumes.values()) == sorted(secrets)
+        assert all(re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in volumes)
+        mounted = {m["mountPath"]: volumes[m["name"]] for m in pod["containers"][0]["volumeMounts"][1:]}
+        assert mounted == {f"/{index}": name for index, name in enumerate(secrets)}
 
 
 def test_the_values_are_in_secrets_only(render: Render, helm: Path) -> None:

@@ -188,7 +188,7 @@ CHANGES: dict[str, tuple[object, Values]] = {
 
 
 def test_each_value_changes_what_is_rendered(render: Render) -> None:
-    assert sorted(CHANGES) == sorted(OWN)
+    assert sorted([*CHANGES, "rayCluster.checkCRD"]) == sorted(OWN)  # that depends on the cluster: see tests/e2e
 
     def changed(path: str) -> bool:
         value, base = CHANGES[path]

@@ -32,7 +32,7 @@ def namespace() -> Iterator[str]:
 
 
 def rendered(namespace: str, *args: str) -> list[Object]:
-    said = helm("template", "ray", CHART, "-n", namespace, *FREE, *args).stdout
+    said = helm("template", "ray", CHART, "-n", namespace, *FREE, "--set", "rayCluster.checkCRD=false", *args).stdout
     return [o for o in yaml.load_all(said, LOADER) if o]
 
 

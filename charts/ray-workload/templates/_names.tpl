@@ -70,3 +70,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "ray-workload.hasPodMonitoring" -}}
 {{- if or (.Capabilities.APIVersions.Has "monitoring.googleapis.com/v1/PodMonitoring") (not (.Capabilities.APIVersions.Has "v1/Secret")) }}yes{{ end -}}
 {{- end -}}
+
+{{/* Not empty if YAML reads a name as a number, a boolean or null. */}}
+{{- define "ray-workload.misread" -}}
+{{ regexFind "^([0-9][0-9._]*(e[-+]?[0-9]+)?|0[xob][0-9a-f_]+|true|false|yes|no|on|off|null|y|n)$" . }}
+{{- end -}}

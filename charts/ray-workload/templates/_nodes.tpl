@@ -20,20 +20,20 @@
 {{- $isHead := eq .name "head" -}}
 {{- $mounts := include "ray-workload.mounts" . | fromJson -}}
 {{- $node := dict -}}
-{{- $_ := set $node "image" (include "ray-workload.over" (list (include "ray-workload.image" $root | fromJson) $own.image) | fromJson) -}}
+{{- $_ := set $node "image" (include "ray-workload.over" (list (include "ray-workload.image" $root | fromJson) (include "ray-workload.filled" $own.image | fromJson)) | fromJson) -}}
 {{- $_ := set $node "containerEnv" (include "ray-workload.env" . | fromJsonArray) -}}
 {{- $_ := set $node "serviceAccountName" (include "ray-workload.account" (list $root (ternary "head" "worker" $isHead))) -}}
 {{- $_ := set $node "podSecurityContext" (include "ray-workload.podSecurityContext" . | fromYaml) -}}
 {{- $_ := set $node "securityContext" (include "ray-workload.securityContext" . | fromYaml) -}}
 {{- $_ := set $node "volumes" $mounts.volumes -}}
 {{- $_ := set $node "volumeMounts" $mounts.volumeMounts -}}
-{{- $_ := set $node "annotations" (merge dict ($own.annotations | default dict) $mounts.annotations) -}}
+{{- $_ := set $node "annotations" (include "ray-workload.over" (list $mounts.annotations $own.annotations) | fromJson) -}}
 {{- $_ := set $node "labels" $own.labels -}}
 {{- $limits := dict -}}
 {{- range $name, $amount := dict "cpu" $own.cpu "memory" $own.memory "ephemeral-storage" $own.ephemeralStorage "nvidia.com/gpu" $own.gpus -}}
-  {{- if $amount }}{{ $_ := set $limits $name (toString $amount) }}{{ end -}}
+  {{- if $amount }}{{ $_ := set $limits $name $amount }}{{ end -}}
 {{- end -}}
-{{- $_ := set $node "resources" (dict "limits" $limits "requests" (merge dict ($own.requests | default dict) $limits)) -}}
+{{- $_ := set $node "resources" (dict "limits" $limits "requests" (include "ray-workload.over" (list $limits $own.requests) | fromJson)) -}}
 {{- $start := dict -}}
 {{- if and $isHead (not $own.runsTasks) }}{{ $_ := set $start "num-cpus" "0" }}{{ end -}}
 {{- $selector := dict -}}
@@ -57,8 +57,12 @@
 {{- $placed := dict "rayStartParams" $start "nodeSelector" $selector "tolerations" $tolerations "affinity" $affinity -}}
 {{- $placed = include "ray-workload.over" (list $placed (pick $own "rayStartParams" "nodeSelector" "tolerations" "affinity")) | fromJson -}}
 {{- $layers := list (merge $node $placed) (dict "containerEnv" (index $root.Values "ray-cluster").common.containerEnv) -}}
-{{- $node = include "ray-workload.over" (concat $layers .over) | fromJson -}}
-{{- $_ := set $node "rayStartParams" (merge dict ($node.initArgs | default dict) $node.rayStartParams) -}}
+{{- range .over }}{{ $layers = append $layers (include "ray-workload.filled" . | fromJson) }}{{ end -}}
+{{- $node = include "ray-workload.over" $layers | fromJson -}}
+{{- $_ := set $node "rayStartParams" (include "ray-workload.over" (list $node.rayStartParams $node.initArgs) | fromJson) -}}
+{{- $_ := set $node "resources" (include "ray-workload.resources" $node.resources | fromJson) -}}
+{{- /* The upstream chart renders the name as it is, and cannot render the other field. */ -}}
+{{- $_ := set $node "serviceAccountName" (printf "%s\n        automountServiceAccountToken: false" $node.serviceAccountName) -}}
 {{- $_ := set $node "pullPolicy" $node.image.pullPolicy -}}
 {{- $_ := set $node.image "pullPolicy" (include "ray-workload.pullPolicyAndProbe" (list (include "ray-workload.rayVersion" $root) $node)) -}}
 {{ omit $node "initArgs" | toJson }}
@@ -66,7 +70,7 @@
 
 {{/* The image of all nodes: `image` with ray-cluster.image over it. As JSON. */}}
 {{- define "ray-workload.image" -}}
-{{- include "ray-workload.over" (list (omit .Values.image "pullSecrets") (index .Values "ray-cluster").image) -}}
+{{- include "ray-workload.over" (list (omit .Values.image "pullSecrets") (include "ray-workload.filled" (index .Values "ray-cluster").image | fromJson)) -}}
 {{- end -}}
 
 {{/* The environment variables of a node. Takes what ray-workload.node takes. As a JSON list. */}}
@@ -79,11 +83,11 @@
 {{- end -}}
 {{- with $root.Values.outputs }}{{ $env = append $env (dict "name" "RAY_WORKLOAD_OUTPUTS" "value" .) }}{{ end -}}
 {{- $given := list -}}
-{{- range $name, $value := merge dict (.values.env | default dict) ($root.Values.env | default dict) -}}
+{{- range $name, $value := include "ray-workload.over" (list ($root.Values.env | default dict) .values.env) | fromJson -}}
   {{- if kindIs "map" $value -}}
     {{- $given = append $given (dict "name" $name "valueFrom" (dict "secretKeyRef" (dict "name" $value.secret "key" $value.key))) -}}
   {{- else -}}
-    {{- $given = append $given (dict "name" $name "value" (toString $value)) -}}
+    {{- $given = append $given (dict "name" $name "value" (include "ray-workload.text" $value)) -}}
   {{- end -}}
 {{- end -}}
 {{- include "ray-workload.over" (list $env $given) -}}
@@ -107,8 +111,9 @@
 {{- $mounts := list (dict "name" "log-volume" "mountPath" "/tmp/ray") -}}
 {{- $annotations := dict -}}
 {{- range $name, $secret := $root.Values.secrets -}}
-  {{- $volumes = append $volumes (dict "name" (replace "." "-" $name) "secret" (dict "secretName" ($secret.existingSecret | default $name) "defaultMode" 0440)) -}}
-  {{- with $secret.mountPath }}{{ $mounts = append $mounts (dict "name" (replace "." "-" $name) "mountPath" . "readOnly" true) }}{{ end -}}
+  {{- $volume := ternary $name (printf "secret-%s" (sha256sum $name | trunc 16)) (regexMatch "^[^.]{1,63}$" $name) -}}
+  {{- $volumes = append $volumes (dict "name" $volume "secret" (dict "secretName" ($secret.existingSecret | default $name) "defaultMode" 0440)) -}}
+  {{- with $secret.mountPath }}{{ $mounts = append $mounts (dict "name" $volume "mountPath" . "readOnly" true) }}{{ end -}}
 {{- end -}}
 {{- range $name, $volume := $root.Values.volumes -}}
   {{- if has $node ($volume.groups | default (list $node)) -}}

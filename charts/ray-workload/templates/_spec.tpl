@@ -1,14 +1,16 @@
 {{/* The Ray version of the image: `rayVersion`, else what the tag starts with. */}}
 {{- define "ray-workload.rayVersion" -}}
-{{- $image := include "ray-workload.over" (list (include "ray-workload.image" . | fromJson) .Values.head.image) | fromJson -}}
+{{- $image := include "ray-workload.over" (list (include "ray-workload.image" . | fromJson) (include "ray-workload.filled" .Values.head.image | fromJson)) | fromJson -}}
 {{ .Values.rayVersion | default (regexFind "^[0-9]+\\.[0-9]+\\.[0-9]+(?:rc[0-9]+|[.]dev[0-9]+)?" (toString $image.tag)) }}
 {{- end -}}
 
-{{/* The fields of a RayCluster's spec that the cluster's CRD has, with their own fields, as JSON. Empty if no CRD can be
-     seen: then the release installs it, or helm renders without a cluster. */}}
+{{/* The fields of a RayCluster's spec that the cluster's CRD has, with their own fields, as JSON. Empty if helm
+     renders without access to the cluster: `helm install` creates the CRD before it renders. */}}
 {{- define "ray-workload.knownFields" -}}
-{{- range dig "spec" "versions" list (lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "rayclusters.ray.io" | default dict) -}}
-  {{- if eq .name "v1" }}{{ toJson .schema.openAPIV3Schema.properties.spec.properties }}{{ end -}}
+{{- if .Values.rayCluster.checkCRD -}}
+  {{- range dig "spec" "versions" list (lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "rayclusters.ray.io" | default dict) -}}
+    {{- if eq .name "v1" }}{{ toJson .schema.openAPIV3Schema.properties.spec.properties }}{{ end -}}
+  {{- end -}}
 {{- end -}}
 {{- end -}}
 

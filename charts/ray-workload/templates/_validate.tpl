@@ -33,13 +33,13 @@
 {{- else if and .Values.auth.enabled (semverCompare "<2.52.0-0" (regexFind "^[0-9]+\\.[0-9]+\\.[0-9]+" $version | default "0.0.0")) -}}
   {{- $found = append $found (printf "Ray %s does not support token authentication: use Ray 2.52.0 or later, set rayVersion if the image has it, or set auth.enabled=false" $version) -}}
 {{- end -}}
-{{- range $name, $parameter := dict "gcs-server" "port" "dashboard" "dashboard-port" "client" "ray-client-server-port" "metrics" "metrics-export-port" -}}
-  {{- $wanted := include "ray-workload.startPort" (list $ray.head $parameter 0) -}}
-  {{- if not (has $wanted (list "0" (include "ray-workload.headPort" (list $ $name)))) }}{{ $found = append $found (printf "ray-cluster.head.ports: %s differs from %s in rayStartParams, which is %s: remove it from ray-cluster.head.ports" $name $parameter $wanted) }}{{ end -}}
+{{- range include "ray-workload.headPorts" $ray.head | fromJsonArray -}}
+  {{- $number := include "ray-workload.headPort" (list $ .name) -}}
+  {{- if and (has .name (list "gcs-server" "dashboard" "client" "metrics")) (ne $number (toString .containerPort)) }}{{ $found = append $found (printf "ray-cluster.head.ports: %s is %s, but Ray uses %s: remove it, and set head.rayStartParams" .name $number (toString .containerPort)) }}{{ end -}}
 {{- end -}}
 {{- if and .Values.autoscaling.enabled (eq "v2" $ray.head.autoscalerOptions.version) (not (has ($ray.head.restartPolicy | default "") (list "" "Never"))) }}{{ $found = append $found (printf "ray-cluster.head.restartPolicy is %s, but the autoscaler v2 requires Never: remove it" $ray.head.restartPolicy) }}{{ end -}}
-{{- if and $ray.gcsFaultTolerance.enabled (or .Values.headRecovery.enabled (not $ray.gcsFaultTolerance.redisAddress)) }}{{ $found = append $found "ray-cluster.gcsFaultTolerance is enabled without redisAddress, or beside headRecovery: use headRecovery.enabled and headRecovery.redisAddress instead" }}{{ end -}}
-{{- if dig "redisPassword" "value" "" $ray.gcsFaultTolerance }}{{ $found = append $found "ray-cluster.gcsFaultTolerance.redisPassword contains the password in plain text: set headRecovery.redisPassword.secret instead" }}{{ end -}}
+{{- if and $ray.gcsFaultTolerance.enabled (or (hasKey $ray.spec "gcsFaultToleranceOptions") (not $ray.gcsFaultTolerance.redisAddress)) }}{{ $found = append $found "ray-cluster.gcsFaultTolerance is enabled without redisAddress, or beside headRecovery: use headRecovery.enabled and headRecovery.redisAddress instead" }}{{ end -}}
+{{- range $where, $options := dict "ray-cluster.gcsFaultTolerance" $ray.gcsFaultTolerance "rayCluster.spec.gcsFaultToleranceOptions" $ray.spec.gcsFaultToleranceOptions }}{{ if dig "redisPassword" "value" "" ($options | default dict) }}{{ $found = append $found (printf "%s.redisPassword contains the password in plain text: set headRecovery.redisPassword.secret instead" $where) }}{{ end }}{{ end -}}
 {{- range $key, $type := dict "nodePort" "NodePort" "sourceRanges" "LoadBalancer" -}}
   {{- if and (get $.Values.api $key) (ne $.Values.api.type $type) }}{{ $found = append $found (printf "api.%s is set, but api.type is %s: set api.type=%s" $key $.Values.api.type $type) }}{{ end -}}
 {{- end -}}
@@ -50,23 +50,26 @@
 {{- end -}}
 {{- /* the token */ -}}
 {{- if not (regexMatch "^[!-~]*$" (trim .Values.auth.token)) }}{{ $found = append $found "auth.token contains characters that are not allowed: use printable ASCII without spaces, on one line" }}{{ end -}}
+{{- if and .Values.auth.enabled .Values.rayCluster.checkCRD (empty $ray.known) (not (or .Values.auth.token .Values.auth.existingSecret)) }}{{ $found = append $found "helm cannot read the Kubernetes cluster here, so each render would generate another token: set auth.existingSecret or auth.token" }}{{ end -}}
 {{- if and .Values.auth.token .Values.auth.existingSecret }}{{ $found = append $found "auth.token and auth.existingSecret are both set: keep one" }}{{ end -}}
 {{- $env := dict "env" .Values.env "head.env" .Values.head.env "workers.env" .Values.workers.env -}}
 {{- range $name, $group := .Values.workerGroups }}{{ $_ := set $env (printf "workerGroups.%s" $name) $group }}{{ end -}}
-{{- range $key, $values := $given }}{{ $_ := set $env (printf "ray-cluster.%s" $key) $values }}{{ end -}}
+{{- range $key, $values := merge (omit $given "additionalWorkerGroups") ($given.additionalWorkerGroups | default dict) }}{{ $_ := set $env (printf "ray-cluster.%s" $key) (omit $values "sidecarContainers" "initContainers") }}{{ end -}}
 {{- range $where, $values := $env -}}
   {{- with regexFind "\"RAY_AUTH_(MODE|TOKEN)\"" (toJson $values) }}{{ $found = append $found (printf "%s contains %s, which the chart sets: remove it, and use auth.existingSecret or auth.enabled=false" $where .) }}{{ end -}}
 {{- end -}}
 {{- if and .Values.auth.enabled (hasKey .Values.rayCluster.spec "authOptions") }}{{ $found = append $found "rayCluster.spec.authOptions is set, which the chart sets: remove it, and use auth.existingSecret or auth.enabled=false" }}{{ end -}}
 {{- /* head and worker groups; first, the keys of the upstream chart that the chart's own keys replace */ -}}
-{{- range $old, $new := dict "rayVersion" "rayVersion" "enableInTreeAutoscaling" "autoscaling.enabled" -}}
-  {{- if hasKey $given.head $old }}{{ $found = append $found (printf "ray-cluster.head.%s is not used: set %s instead" $old $new) }}{{ end -}}
+{{- range $old, $new := dict "rayVersion" "rayVersion" "enableInTreeAutoscaling" "autoscaling.enabled" "autoscalerOptions" "ray-cluster.head.autoscalerOptions" "headGroupSpec" "head" "workerGroupSpecs" "workerGroups" -}}
+  {{- if hasKey (omit $given.head "autoscalerOptions") $old }}{{ $found = append $found (printf "ray-cluster.head.%s is not used: set %s instead" $old $new) }}{{ end -}}
+  {{- if hasKey $.Values.rayCluster.spec $old }}{{ $found = append $found (printf "rayCluster.spec.%s is not used: set %s instead" $old $new) }}{{ end -}}
 {{- end -}}
 {{- range $key, $default := dict "groupName" "workergroup" "replicas" 1 "minReplicas" 1 "maxReplicas" 5 "numOfHosts" "" "disabled" "" -}}
   {{- if ne (toString $default) (toString (get $given.worker $key)) }}{{ $found = append $found (printf "ray-cluster.worker.%s is not used: set it in workers or workerGroups instead" $key) }}{{ end -}}
 {{- end -}}
 {{- range $name, $group := $given.additionalWorkerGroups -}}
   {{- if and (not (hasKey $groups $name)) (not $group.disabled) }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s is no group of workerGroups: add it there" $name) }}{{ end -}}
+  {{- with keys (pick $group "replicas" "minReplicas" "maxReplicas" "numOfHosts" "disabled") }}{{ if hasKey $groups $name }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s: %s is not used: set it in workerGroups.%s instead" $name (join ", " (sortAlpha .)) $name) }}{{ end }}{{ end -}}
 {{- end -}}
 {{- range $name, $group := $groups -}}
   {{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" $name)) (include "ray-workload.misread" $name) (eq $name "head") }}{{ $found = append $found (printf "workerGroups.%s: the name must have at most 63 characters, contain only a-z, 0-9 and -, not start or end with -, and not be a number, a keyword or head: rename the group" $name) }}{{ end -}}
@@ -82,7 +85,7 @@
 {{- $nodes := append (keys $groups) "head" -}}
 {{- range $name, $secret := .Values.secrets -}}
   {{- if eq (empty $secret.existingSecret) (empty $secret.data) }}{{ $found = append $found (printf "secrets.%s must have either data or existingSecret: set one of them" $name) }}{{ end -}}
-  {{- if hasKey $.Values.volumes (replace "." "-" $name) }}{{ $found = append $found (printf "secrets.%s and volumes.%s have one name: rename one" $name (replace "." "-" $name)) }}{{ end -}}
+  {{- if hasKey $.Values.volumes $name }}{{ $found = append $found (printf "secrets.%s and volumes.%s have one name: rename one" $name $name) }}{{ end -}}
 {{- end -}}
 {{- range $name, $volume := .Values.volumes -}}
   {{- if ne 1 (len (omit $volume "mountPath" "subPath" "readOnly" "groups")) }}{{ $found = append $found (printf "volumes.%s must have exactly one source: set it, e.g. persistentVolumeClaim: {claimName: NAME}" $name) }}{{ end -}}
@@ -90,27 +93,25 @@
     {{- if not (has . $nodes) }}{{ $found = append $found (printf "volumes.%s.groups contains %s, which is no worker group: use %s" $name . (join ", " (sortAlpha $nodes))) }}{{ end -}}
   {{- end -}}
 {{- end -}}
-{{- $paths := dict "/tmp/ray" "the logs of Ray" -}}
+{{- $embedded := eq "rocksdb" (dig "gcsFaultToleranceOptions" "backend" "" $ray.spec) -}}
+{{- $reserved := list "log-volume" "api-token" "shared-mem" (ternary "gcs-storage" "log-volume" $embedded) -}}
+{{- $paths := ternary (dict "head:/data/gcs" "headRecovery") dict $embedded -}}
+{{- range $nodes }}{{ $_ := set $paths (printf "%s:/tmp/ray" .) "the logs of Ray" }}{{ end -}}
 {{- range $kind, $all := dict "secrets" .Values.secrets "volumes" .Values.volumes -}}
   {{- range $name, $mounted := $all -}}
-    {{- if has $name (list "log-volume" "api-token" (ternary (include "ray-workload.authSecret" $) "" (eq $kind "secrets"))) }}{{ $found = append $found (printf "%s.%s has a name that the chart uses: rename it" $kind $name) }}{{ end -}}
+    {{- if has $name (append $reserved (ternary (include "ray-workload.authSecret" $) "" (eq $kind "secrets"))) }}{{ $found = append $found (printf "%s.%s has a name that the chart uses: rename it" $kind $name) }}{{ end -}}
     {{- $path := trimSuffix "/" ($mounted.mountPath | default "") -}}
-    {{- if and $path (hasKey $paths $path) }}{{ $found = append $found (printf "%s.%s has the mountPath of %s: use another" $kind $name (get $paths $path)) }}{{ end -}}
-    {{- $_ := set $paths $path (printf "%s.%s" $kind $name) -}}
+    {{- range ternary ($mounted.groups | default $nodes) list (ne "" $path) -}}
+      {{- with get $paths (printf "%s:%s" . $path) }}{{ $found = append $found (printf "%s.%s has the mountPath of %s: use another" $kind $name .) }}{{ end -}}
+      {{- $_ := set $paths (printf "%s:%s" . $path) (printf "%s.%s" $kind $name) -}}
+    {{- end -}}
   {{- end -}}
 {{- end -}}
-{{- if hasPrefix "/" .Values.outputs -}}
-  {{- $inside := false -}}
-  {{- range .Values.volumes -}}
-    {{- if and (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $.Values.outputs)) (not .readOnly) (not .groups) }}{{ $inside = true }}{{ end -}}
-  {{- end -}}
-  {{- if not $inside }}{{ $found = append $found (printf "outputs is %s, which is in no volume that all pods can write to: add one to volumes" .Values.outputs) }}{{ end -}}
+{{- $inside := not (hasPrefix "/" (.Values.outputs | default "")) -}}
+{{- range .Values.volumes -}}
+  {{- if and (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $.Values.outputs)) (not .readOnly) (eq (len $nodes) (len (uniq (.groups | default $nodes)))) }}{{ $inside = true }}{{ end -}}
 {{- end -}}
+{{- if not $inside }}{{ $found = append $found (printf "outputs is %s, which is in no volume that all pods can write to: add one to volumes" .Values.outputs) }}{{ end -}}
 {{- end -}}
-{{ toJson $found }}
-{{- end -}}
-
-{{/* Not empty if YAML reads a name as a number, a boolean or null. */}}
-{{- define "ray-workload.misread" -}}
-{{ regexFind "^([0-9][0-9._]*(e[-+]?[0-9]+)?|0[xob][0-9a-f_]+|true|false|yes|no|on|off|null|y|n)$" . }}
+{{ uniq $found | toJson }}
 {{- end -}}
