@@ -50,7 +50,7 @@ HELM4 = os.environ.get("HELM4") or None
 _HOME = str(Path.home())
 _KUBECONFIG = os.environ.get("KUBECONFIG") or f"{_HOME}/.kube/config"
 _UPSTREAM = os.environ.get("RAY_WORKLOAD_UPSTREAM") or f"{_HOME}/.cache/ray-workload/upstream"
-_LABEL = "ray-workload/e2e"
+_PREFIX = "rwt-"  # of the names of what the tests create outside a namespace
 _RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
 _END = float(os.environ.get("E2E_END", "inf"))  # Unix time in seconds
 _REMOVERS = ThreadPoolExecutor()
@@ -127,8 +127,8 @@ def unproved(what: str) -> NoReturn:
 @contextlib.contextmanager
 def new_namespace(purpose: str, restricted: bool = False) -> Iterator[str]:
     """Create a namespace; delete it at the end, releases first, so that no object waits for a deleted operator."""
-    name = f"rwt-{purpose}-{secrets.token_hex(3)}"
-    labels = {_LABEL: "true", **(_RESTRICTED if restricted else {})}
+    name = f"{_PREFIX}{purpose}-{secrets.token_hex(3)}"
+    labels = _RESTRICTED if restricted else {}
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     _alive.append(name)
     try:
@@ -157,9 +157,15 @@ def _wait_removed() -> None:
 def _remove_leftovers() -> None:
     """If the cluster is for these tests alone, remove what runs that were killed have left there."""
     if os.environ.get("E2E_OWN_CLUSTER"):
-        for left in get("namespaces", "-l", _LABEL)["items"]:
-            remove(left["metadata"]["name"])
+        for left in get("namespaces,nodes,persistentvolumes")["items"]:
+            name = left["metadata"]["name"]
+            if name.startswith(_PREFIX) and left["kind"] == "Namespace":
+                remove(name)
+            elif name.startswith(_PREFIX):
+                kubectl("delete", left["kind"], name, "--wait=false")
         _wait_removed()
+        if not kubectl("get", "crd", "rayclusters.ray.io", check=False).returncode:
+            run("ci/upgrade-crds")  # the tests of older CRDs may have changed them
 
 
 @pytest.fixture
