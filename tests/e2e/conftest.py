@@ -96,6 +96,11 @@ def get(*args: str) -> Any:
     return json.loads(kubectl("get", *args, "-o", "json").stdout)
 
 
+def releases(namespace: str) -> set[str]:
+    """Return the names of the Helm releases in any state, which Helm 3 and 4 list with different flags."""
+    return {s["metadata"]["labels"]["name"] for s in get("secrets", "-n", namespace, "-l", "owner=helm")["items"]}
+
+
 def apply(*manifests: Object) -> None:
     kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}))
 
@@ -142,7 +147,7 @@ def remove(namespace: str) -> None:
     """Delete a namespace in the background: a head with a running job takes half a minute to end."""
 
     def go_on() -> None:
-        for release in helm("list", "-aq", "-n", namespace).stdout.split():
+        for release in releases(namespace):
             helm("uninstall", release, "-n", namespace, "--wait", "--timeout", "2m", check=False)
         kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=2m", timeout=150)
 
