@@ -48,10 +48,34 @@ def test_a_ray_job_on_the_cluster(ray: Cluster, mode: str) -> None:
     kubectl("delete", "rayjob", name, "-n", ray.namespace, timeout=90)
 
 
+def permit(namespace: str, user: str) -> None:
+    """Give a user all permissions in one namespace, and none outside."""
+    rbac, metadata = "rbac.authorization.k8s.io", {"name": user, "namespace": namespace}
+    rule = {"apiGroups": ["ray.io"], "resources": ["*"], "verbs": ["*"]}
+    role = {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": metadata, "rules": [rule]}
+    subjects = [{"apiGroup": rbac, "kind": "User", "name": user}]
+    bindings = [
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": name, "namespace": namespace},
+            "roleRef": {"apiGroup": rbac, "kind": kind, "name": name},
+            "subjects": subjects,
+        }
+        for kind, name in (("Role", user), ("ClusterRole", "admin"))
+    ]
+    apply(role, *bindings)
+
+
 def test_a_second_cluster_in_the_same_namespace(ray: Cluster, tmp_path: Path) -> None:
+    """Its owner has permissions in this namespace only."""
+    permit(ray.namespace, "ada")
+    ada = ("-n", ray.namespace, "--kube-as-user", "ada")
     sets = "kuberay-operator.enabled=false,api.type=ClusterIP,api.nodePort=null,head.requests.cpu=100m"
     values = ("-f", f"{CHART}/values-local.yaml", "--set", f"{sets},workers.requests.cpu=100m", *of_image(IMAGE))
-    helm("install", "other-ray", CHART, "-n", ray.namespace, *values)
+    refused = helm("install", "other-ray", CHART, *ada, *values, check=False)
+    assert refused.returncode and 'cannot get resource "customresourcedefinitions"' in refused.stderr, refused.stderr
+    helm("install", "other-ray", CHART, *ada, *values, "--set", "rayCluster.checkCRD=false")
     address = f"kubernetes:///{ray.namespace}/other-ray"
     env = {**user_environment(), "PYTHONPATH": str(ROOT), "RAY_WORKLOAD_ADDRESS": address}
     (tmp_path / "job.py").write_text("print('hello from the second')")
@@ -61,6 +85,6 @@ def test_a_second_cluster_in_the_same_namespace(ray: Cluster, tmp_path: Path) ->
     names = ("ray-auth-token", "other-ray-auth-token")
     one, two = (get("secret", name, "-n", ray.namespace)["data"]["auth_token"] for name in names)
     assert one != two
-    helm("uninstall", "other-ray", "-n", ray.namespace, "--wait")
+    helm("uninstall", "other-ray", *ada, "--wait")
     left = kubectl("get", "all,secrets,sa,networkpolicy", "-n", ray.namespace, "-o", "name").stdout
     assert "other-ray" not in left and "pod/ray-head" in left
