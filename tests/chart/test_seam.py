@@ -236,7 +236,7 @@ def test_an_empty_text_is_a_value(render: Render, helm: Path) -> None:
         ) * 3
         assert {"name": "empty", "value": ""} in pod["containers"][0]["env"], name
         assert pod["containers"][0]["image"] == "rayproject/ray:2.60.0-py311"
-    assert "resources" in found["workergroup"]["rayStartParams"] and "rayStartParams" not in found["g"]
+    assert "resources" in found["workergroup"]["rayStartParams"] and found["g"]["rayStartParams"] == {}
     assert found["g"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "2"}
     assert find(manifests, "RayCluster", "ray")["metadata"]["annotations"]["empty"] == ""
 

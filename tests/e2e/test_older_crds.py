@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e._release import Login, install_crds, ray_cluster, token_of, upgrade, wait_ready
-from tests.e2e.conftest import get, inventory, kubectl, run
+from tests.e2e._release import Login, install_crds, ray_cluster, token_of, upgrade_command, wait_ready
+from tests.e2e.conftest import get, helm, inventory, kubectl, run
 
 CRD = "rayclusters.ray.io"
+KEEP_CRDS = "--skip-crds"  # Helm 4 would upgrade them, or refuse that, because another tool has changed them
 TOO_OLD = "the RayCluster CRD of this Kubernetes is too old for"
 
 
@@ -33,7 +34,8 @@ def older_crd() -> Iterator[None]:
 
 @pytest.mark.alone
 def test_values_that_need_newer_crds_are_refused(older_crd: None, namespace: str) -> None:
-    said = upgrade(namespace, "headRecovery.enabled=true", "replacePodsOnUpgrade=true", check=False)
+    values = ("headRecovery.enabled=true", "replacePodsOnUpgrade=true")
+    said = helm(*upgrade_command(namespace, *values), KEEP_CRDS, check=False)
     assert said.returncode
     for field in ("gcsFaultToleranceOptions", "upgradeStrategy"):
         assert f"{TOO_OLD} {field}: run `ci/upgrade-crds`" in said.stderr, said.stderr
@@ -42,7 +44,7 @@ def test_values_that_need_newer_crds_are_refused(older_crd: None, namespace: str
 
 @pytest.mark.alone
 def test_the_cluster_still_requires_the_token(older_crd: None, namespace: str) -> None:
-    upgrade(namespace)
+    helm(*upgrade_command(namespace), KEEP_CRDS)
     wait_ready(namespace)
     assert not {"authOptions", "upgradeStrategy"} & ray_cluster(namespace)["spec"].keys()
     login = Login.of_kubeconfig()

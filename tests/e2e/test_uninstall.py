@@ -104,6 +104,14 @@ def installed(with_redis: tuple[str, set[str]]) -> Installed:
     return Installed(namespace, Login.of_kubeconfig().jobs(namespace, token_of(namespace)))
 
 
+def test_helm_stays_the_owner_of_the_spec(installed: Installed) -> None:
+    """The operator updates the whole object, to add its finalizer. As an owner, it would conflict with Helm 4."""
+    found = get("raycluster", "ray", "-n", installed.namespace, "--show-managed-fields")["metadata"]
+    assert "ray.io/gcs-ft-redis-cleanup-finalizer" in found["finalizers"]
+    owners = {field["manager"] for field in found["managedFields"] if "f:spec" in field["fieldsV1"]}
+    assert owners == {"helm"}, found["managedFields"]
+
+
 def running_job(installed: Installed) -> str:
     job = submit(installed.jobs, SLEEP)
     wait_job(installed.jobs, job, installed.namespace, "RUNNING")

@@ -68,6 +68,13 @@
 {{ omit $node "initArgs" | toJson }}
 {{- end -}}
 
+{{/* More lines for the upstream chart to render: empty fields that the operator writes. If helm writes them first, the
+     operator does not become an owner of the worker groups, with which Helm 4 refuses each upgrade. CRDs before KubeRay 1.4
+     require `rayStartParams`. Takes a node. */}}
+{{- define "ray-workload.noStartParams" -}}
+{{ if not .rayStartParams }}{{ "\n    rayStartParams: {}" }}{{ end }}
+{{- end -}}
+
 {{/* The image of all nodes: `image` with ray-cluster.image over it. As JSON. */}}
 {{- define "ray-workload.image" -}}
 {{- include "ray-workload.over" (list (omit .Values.image "pullSecrets") (include "ray-workload.filled" (index .Values "ray-cluster").image | fromJson)) -}}

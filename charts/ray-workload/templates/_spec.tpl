@@ -23,7 +23,7 @@
 {{- end -}}
 {{- if and .Values.auth.enabled (or (empty $known) (hasKey $known "authOptions")) -}}
   {{- /* So that the operator uses the token for its own calls, as for RayJobs. Ray gets it from the variables of the pods:
-         operators before KubeRay 1.5 do not have this field, and the cluster must never be open. */ -}}
+         older operators do not have this field, and the cluster must never be open. */ -}}
   {{- $_ := set $spec "authOptions" (dict "mode" "token" "secretName" (include "ray-workload.authSecret" .)) -}}
 {{- end -}}
 {{- if .Values.headRecovery.enabled -}}
