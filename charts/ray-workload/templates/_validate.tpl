@@ -50,7 +50,7 @@
 {{- end -}}
 {{- /* the token */ -}}
 {{- if not (regexMatch "^[!-~]*$" (trim .Values.auth.token)) }}{{ $found = append $found "auth.token contains characters that are not allowed: use printable ASCII without spaces, on one line" }}{{ end -}}
-{{- if and .Values.auth.enabled .Values.rayCluster.checkCRD (empty $ray.known) (not (or .Values.auth.token .Values.auth.existingSecret)) }}{{ $found = append $found "helm cannot read the Kubernetes cluster here, so each render would generate another token: set auth.existingSecret or auth.token" }}{{ end -}}
+{{- if and .Values.auth.enabled .Values.rayCluster.checkCRD (empty $ray.known) (not (or .Values.auth.token .Values.auth.existingSecret)) }}{{ $found = append $found "helm cannot read the Kubernetes cluster here, so each render would generate another token: set auth.existingSecret or auth.token, or for a dry run, use --dry-run=server" }}{{ end -}}
 {{- if and .Values.auth.token .Values.auth.existingSecret }}{{ $found = append $found "auth.token and auth.existingSecret are both set: keep one" }}{{ end -}}
 {{- $env := dict "env" .Values.env "head.env" .Values.head.env "workers.env" .Values.workers.env -}}
 {{- range $name, $group := .Values.workerGroups }}{{ $_ := set $env (printf "workerGroups.%s" $name) $group }}{{ end -}}
