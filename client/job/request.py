@@ -74,7 +74,7 @@ class Request:
         _check_kinds(self.runtime_env, _RUNTIME_ENV_KEYS)
         if not self.script and not any(self.command) and not self.arguments.get("entrypoint"):
             raise UsageError("there is nothing to run", "give a SCRIPT, or -- and a COMMAND")
-        if not re.fullmatch(r"[\w.-]+", self.arguments.get("submission_id", "x")):
+        if not re.fullmatch(r"\w[\w.-]*", self.arguments.get("submission_id", "x")):
             raise UsageError("an id may only hold letters, digits, dots, dashes and underscores", "give another one")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UsageError("a timeout must be more than 0 seconds", "give another one")

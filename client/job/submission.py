@@ -18,6 +18,7 @@ from typing import Any
 import client
 from client.errors import UsageError
 from client.job import secret_env
+from client.job.folder import in_own_folder
 from client.job.request import Request
 from client.ray_api.record import TIMEOUT_SIGNAL
 from client.targets.target import STOP_SECONDS, Runtime
@@ -37,7 +38,12 @@ class Submission:
 
 
 def submission(
-    request: Request, entrypoint: str, *, working_dir: str | None, py_modules: Sequence[str] = ()
+    request: Request,
+    entrypoint: str,
+    *,
+    working_dir: str | None,
+    py_modules: Sequence[str] = (),
+    own_folder: bool = False,
 ) -> Submission:
     """Make what is sent.
 
@@ -46,6 +52,7 @@ def submission(
         entrypoint: as `command_line` gives it.
         working_dir: the URI of the working directory there; None where the cluster's own processes run in it.
         py_modules: the URIs of the runtime_env's py_modules.
+        own_folder: the job runs in a copy of the working directory.
     """
     runtime_env = {key: value for key, value in request.runtime_env.items() if key != "excludes"}  # done in packing
     environment: dict[str, str] = request.environment
@@ -71,6 +78,8 @@ def submission(
         recorded["job_name"] = request.name
     arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded}
     arguments.setdefault("submission_id", f"job-{secrets.token_hex(5)}")
+    if own_folder:
+        arguments["runtime_env"] = in_own_folder(arguments["submission_id"], runtime_env)
     return Submission(arguments)
 
 

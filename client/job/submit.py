@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from client.job.folder import is_copied
 from client.job.job import Job
 from client.job.request import UPLOAD_KEYS, Request
 from client.job.resources import check_resources
@@ -105,7 +106,7 @@ def plan(request: Request, address: Address) -> Plan:
     entrypoint, upload = command_line(request, where), _upload(request, where)
     with upload.packed() as packed:
         local = f"local://{request.folder}" if where.in_place else None
-        return Plan(_submission(request, entrypoint, packed, local), upload, packed.size)
+        return Plan(_submission(request, entrypoint, upload, packed, local), upload, packed.size)
 
 
 def _upload(request: Request, where: Runtime) -> Upload:
@@ -115,9 +116,10 @@ def _upload(request: Request, where: Runtime) -> Upload:
     return plan_upload(folder, modules, request.runtime_env.get("excludes", ()))
 
 
-def _submission(request: Request, entrypoint: str, packed: Packed, local: str | None) -> Submission:
+def _submission(request: Request, entrypoint: str, upload: Upload, packed: Packed, local: str | None) -> Submission:
     working_dir = request.working_dir_uri or packed.working_dir or local
-    return submission(request, entrypoint, working_dir=working_dir, py_modules=packed.py_modules)
+    own_folder = upload.working_dir is not None and is_copied(upload.working_dir)
+    return submission(request, entrypoint, working_dir=working_dir, py_modules=packed.py_modules, own_folder=own_folder)
 
 
 def send(
@@ -148,6 +150,8 @@ def send(
         for secret in upload.withheld:
             fix = f"`!{PurePosixPath(secret).name}` in a .rayignore beside it uploads it"
             note(f"not uploaded because it looks like a secret: {secret} ({fix})")
+        if upload.working_dir and not is_copied(upload.working_dir):
+            note("the upload is too large to copy for each job: jobs with the same files share a folder")
         if needs_sdk({k: v for k, v in request.runtime_env.items() if k not in UPLOAD_KEYS}):
             from client.ray_api.sdk import validate
 
@@ -162,7 +166,7 @@ def send(
                     with progress("uploading", package.size) as sent:
                         jobs.upload(package.uri, package.path, package.size, sent)
             runs_here = target.runtime.in_place and request.folder and not target.runs_in(request.folder)
-            made = _submission(request, entrypoint, packed, f"local://{request.folder}" if runs_here else None)
+            made = _submission(request, entrypoint, upload, packed, f"local://{request.folder}" if runs_here else None)
             new = jobs.submit(made.arguments)
         _compare_versions(theirs, note)  # while the job starts
         return Job(made.submission_id, target, stack.pop_all(), attached=not new)

@@ -247,7 +247,7 @@ def needs_sdk(runtime_env: Mapping[str, Any]) -> bool:
     uris = [runtime_env.get("working_dir", "gcs://"), *runtime_env.get("py_modules", ())]
     variables = [text for pair in runtime_env.get("env_vars", {}).items() for text in pair]
     return not (
-        runtime_env.keys() <= {"working_dir", "py_modules", "env_vars"}
+        runtime_env.keys() <= {"working_dir", "py_modules", "env_vars", "py_executable"}
         and all(uri.startswith(("gcs://", "local://")) for uri in uris)
         and all(isinstance(text, str) for text in variables)
     )

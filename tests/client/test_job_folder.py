@@ -1,0 +1,139 @@
+"""A job with an upload runs in a folder of its own: no other job sees what it writes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import client
+from client.job.folder import in_own_folder
+from tests.conftest import Cli
+
+JOB = """
+import os, sys, ray
+ray.init()
+
+def write_and_list():
+    before = sorted(name for name in os.listdir() if name != "__pycache__")
+    open(sys.argv[1] if __name__ == "__main__" else "of-a-task", "w").write("written")
+    open("input.txt", "a").write("changed")
+    return before, open("input.txt").read()
+
+print("driver", *write_and_list())
+import helper
+print("task", *ray.get(ray.remote(helper.write_and_list).remote()))
+"""
+SHARED = """
+import os
+def write_and_list():
+    before = sorted(name for name in os.listdir() if name != "__pycache__")
+    open("of-a-task", "w").write("written")
+    return before, open("input.txt").read()
+"""
+
+
+@pytest.fixture
+def folder(remote: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use the head as a remote one, from a folder with a job."""
+    for name, value in remote.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"job.py": JOB, "helper.py": SHARED, "input.txt": "original "}.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def log_of(name: str, results: dict[str, list[str]]) -> None:
+    job = client.submit("job.py", name)
+    chunks: list[bytes] = []
+    result = job.wait(chunks.append)
+    lines = b"".join(chunks).decode().splitlines()
+    results[name] = [line for line in lines if line.startswith(("driver", "task"))] or [result.status, *lines]
+
+
+def test_jobs_do_not_see_what_other_jobs_wrote(folder: Path) -> None:
+    """One after the other, and two at once, with the same upload."""
+    found: dict[str, list[str]] = {}
+    log_of("first", found)
+    at_once = [threading.Thread(target=log_of, args=(name, found)) for name in ("second", "third")]
+    for thread in at_once:
+        thread.start()
+    for thread in at_once:
+        thread.join()
+    for name, lines in found.items():
+        driver = "driver ['helper.py', 'input.txt', 'job.py'] original changed"
+        task = f"task {sorted(['helper.py', 'input.txt', 'job.py', name])} original changed"
+        assert lines == [driver, task]
+    assert (folder / "input.txt").read_text() == "original "
+
+
+def start(unpacked: Path, name: str, *words: str, **environment: str) -> "subprocess.Popen[bytes]":
+    """Start Python as Ray starts a process of the job `name` (ray/_private/runtime_env/context.py)."""
+    command = in_own_folder(name, {})["py_executable"]
+    code = "import json, os; print(json.dumps([os.getcwd(), os.environ['PYTHONPATH'], sorted(os.listdir())]))"
+    line = f"cd '{unpacked}' && exec {command} -c \"{code}\" {' '.join(words)}"
+    env = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{unpacked}:/more",
+        **environment,
+    }
+    return subprocess.Popen(["bash", "-c", line], env=env, stdout=subprocess.PIPE)
+
+
+def said(process: "subprocess.Popen[bytes]") -> Any:
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return json.loads(out)
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    path = tmp_path / "a session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    path.mkdir(parents=True)
+    for number in range(200):
+        (path / str(number)).write_text("text")
+    return path
+
+
+def test_the_processes_of_a_job_share_one_whole_copy(unpacked: Path) -> None:
+    processes = [start(unpacked, "a-job") for _ in range(8)]
+    jobs = unpacked.parents[2] / "jobs"
+    for process in processes:
+        assert said(process) == [f"{jobs}/a-job", f"{jobs}/a-job:/more", sorted(map(str, range(200)))]
+    assert [path.name for path in jobs.iterdir()] == ["a-job"]
+
+
+def test_without_room_the_job_runs_in_the_shared_folder(unpacked: Path) -> None:
+    (unpacked.parents[2] / "jobs").write_text("not a folder")
+    assert said(start(unpacked, "a-job"))[:2] == [str(unpacked), f"{unpacked}:/more"]
+
+
+def test_an_activated_environment_has_its_own_python(unpacked: Path, tmp_path: Path) -> None:
+    """Ray activates the environment of `pip`, which puts its `python` first on PATH."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho '\"activated\"'\n")
+    python.chmod(0o755)
+    assert said(start(unpacked, "a-job", PATH=f"{tmp_path}:{os.environ['PATH']}", VIRTUAL_ENV="x")) == "activated"
+
+
+@pytest.mark.parametrize("key", ["py_executable", "container", "image_uri"])
+def test_a_job_that_starts_its_processes_in_another_way_keeps_it(key: str) -> None:
+    assert in_own_folder("a-job", {key: "mine"}) == {key: "mine"}
+
+
+def test_a_large_upload_is_shared_which_the_client_says(folder: Path, run: Cli) -> None:
+    for number in range(1000):
+        (folder / str(number)).touch()
+    done = run("submit", "--dry-run", "-o", "json", "job.py")
+    assert "py_executable" not in json.loads(done.stdout)["runtime_env"]
+    done = run("submit", "--", "pwd")
+    assert b"runtime_resources" in done.stdout and b"jobs with the same files share a folder" in done.stderr
+    for number in range(3):
+        (folder / str(number)).unlink()
+    done = run("submit", "--", "pwd")
+    assert b"runtime_resources" not in done.stdout and b"share" not in done.stderr
