@@ -24,6 +24,9 @@ from client.ray_api.record import TIMEOUT_SIGNAL
 from client.targets.target import STOP_SECONDS, Runtime
 from client.upload.git import run_git
 
+# The plugins that make an environment for the job; Ray puts its `python` first on the driver's PATH.
+_OWN_PYTHON = ("pip", "uv", "conda")
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -89,7 +92,8 @@ def command_line(request: Request, runtime: Runtime) -> str:
     Raises:
         UsageError: the target does not have what it needs.
     """
-    words = [*([runtime.python, request.script_path] if request.script_path else []), *request.command]
+    python = "python" if any(map(request.runtime_env.get, _OWN_PYTHON)) else runtime.python
+    words = [*([python, request.script_path] if request.script_path else []), *request.command]
     if words and "=" in words[0]:
         words = ["env", *words]
     # A shell that stays would end first at a stop, and Ray waits 30 s for what is left of it.
