@@ -42,6 +42,8 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     help="Set a variable of the driver from a Secret that the cluster mounts.",
 )
 @click.option("--allow-plain", is_flag=True, help="Accept an --env name that looks like a secret's.")
+@click.option("--pip", multiple=True, metavar="NAME", help="Install a package with pip for the driver and its tasks.")
+@click.option("--requirements", metavar="FILE", help="Install the packages of a requirements file in the same way.")
 @click.option("--runtime-env", "runtime_env", metavar="FILE", help="Read Ray's runtime_env from a YAML or JSON file.")
 @click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="Reserve CPUs for the driver itself.")
 @click.option("--num-gpus", type=click.FloatRange(min=0), metavar="N", help="Reserve GPUs for the driver itself.")

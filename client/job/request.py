@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from client.errors import UsageError
+from client.job.requirements import read_requirements
 
 # The arguments of JobSubmissionClient.submit_job (ray/dashboard/modules/job/sdk.py, 2.60) that a job file may hold.
 FILE_KEYS = {
@@ -30,6 +31,7 @@ _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list, "py
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
 ACCELERATOR = "accelerator_type:"
+INSTALLERS = ("pip", "uv", "conda")  # of a runtime_env: each makes an environment for the job
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Request:
             current folder.
         env: environment variables of the job, which everyone who may list jobs can read.
         secret_env: variables of the driver alone, as `client.job.secret_env.exports` takes them.
+        pip: packages that Ray installs with pip for the job, as pip takes them.
+        requirements: a requirements file with more of them.
         name: what the dashboard shows.
         tags: names and values recorded with the job.
         timeout: seconds the job may run.
@@ -57,6 +61,8 @@ class Request:
     working_dir: str | Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     secret_env: Mapping[str, str | None] = field(default_factory=dict)
+    pip: Sequence[str] = ()
+    requirements: str | Path | None = None
     name: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
@@ -101,7 +107,19 @@ class Request:
             # Ray's own amount (ray/_common/ray_option_utils.py): it asks for the kind, and uses up none.
             resources = {**given.get("entrypoint_resources", {}), f"{ACCELERATOR}{self.accelerator}": 0.001}
             given = {"entrypoint_num_gpus": 1, **given, "entrypoint_resources": resources}
+        if packages := self._packages():
+            runtime_env = given.get("runtime_env", {})
+            if other := next(filter(runtime_env.get, INSTALLERS), None):
+                hint = "list all packages there, or all with --pip and --requirements"
+                raise UsageError(f"the runtime_env has packages, too ({other})", hint)
+            # Not uv: Ray would get uv itself with pip from an index, because most images do not have it.
+            given = {**given, "runtime_env": {**runtime_env, "pip": packages}}
         return given
+
+    def _packages(self) -> list[str]:
+        if isinstance(self.pip, str):
+            raise UsageError("pip must be a list", f"give pip=[{self.pip!r}]")
+        return [*(read_requirements(self.requirements) if self.requirements else ()), *self.pip]
 
     @property
     def runtime_env(self) -> Mapping[str, Any]:
@@ -185,5 +203,6 @@ def read_yaml(path: str) -> dict[str, Any]:
         problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
         raise UsageError(f"{path} is not valid YAML{where}: {problem}") from error
     if not isinstance(data, dict):
-        raise UsageError(f"{path} must hold names and values, not {type(data).__name__}")
+        hint = f"give a list of packages as --requirements {path}" if isinstance(data, str) else ""
+        raise UsageError(f"{path} must hold names and values, not {type(data).__name__}", hint)
     return data

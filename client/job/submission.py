@@ -19,13 +19,10 @@ import client
 from client.errors import UsageError
 from client.job import secret_env
 from client.job.folder import in_own_folder
-from client.job.request import Request
+from client.job.request import INSTALLERS, Request
 from client.ray_api.record import TIMEOUT_SIGNAL
 from client.targets.target import STOP_SECONDS, Runtime
 from client.upload.git import run_git
-
-# The plugins that make an environment for the job; Ray puts its `python` first on the driver's PATH.
-_OWN_PYTHON = ("pip", "uv", "conda")
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,8 @@ def command_line(request: Request, runtime: Runtime) -> str:
     Raises:
         UsageError: the target does not have what it needs.
     """
-    python = "python" if any(map(request.runtime_env.get, _OWN_PYTHON)) else runtime.python
+    # Ray puts the `python` of an environment that it made first on the driver's PATH.
+    python = "python" if any(map(request.runtime_env.get, INSTALLERS)) else runtime.python
     words = [*([python, request.script_path] if request.script_path else []), *request.command]
     if words and "=" in words[0]:
         words = ["env", *words]

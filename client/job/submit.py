@@ -29,6 +29,8 @@ def submit(
     working_dir: str | Path | None = None,
     env: Mapping[str, str] | None = None,
     secret_env: Mapping[str, str | None] | None = None,
+    pip: Sequence[str] = (),
+    requirements: str | Path | None = None,
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
@@ -46,6 +48,8 @@ def submit(
         working_dir: the folder the job runs in, by default the current one.
         env: environment variables, which everyone who may list jobs can read.
         secret_env: variables of the driver from Secrets that the cluster mounts: name to SECRET/KEY, or to None.
+        pip: packages that Ray installs with pip for the driver and its tasks, as pip takes them.
+        requirements: a requirements file with more of them.
         name: what the dashboard shows.
         tags: names and values recorded with the job.
         timeout: seconds the job may run.
@@ -65,6 +69,8 @@ def submit(
         working_dir=working_dir,
         env=env or {},
         secret_env=secret_env or {},
+        pip=pip,
+        requirements=requirements,
         name=name,
         tags=tags or {},
         timeout=timeout,

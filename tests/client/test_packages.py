@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from client.errors import UsageError
+from client.job.request import Request
+from tests.client.server import Handler, serving
+from tests.client.test_errors import refusal
+from tests.conftest import ROOT, Cli
 
 PRINTS = """
 import sys, ray
@@ -91,3 +95,79 @@ def test_the_driver_has_the_packages_of_the_runtime_env(installer: str, installe
     done = installed("submit", "--runtime-env", "env.json", "job.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"\ndriver {module} task {module}\n" in done.stdout
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve a package index that has every package; yield its URL and the paths that were requested."""
+    requested = []
+
+    def answer(asked: Handler, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        requested.append(asked.path)
+        name = asked.path.strip("/").rpartition("/")[2]
+        if name.endswith(".whl"):
+            return 200, {}, make_wheel(tmp_path, name.partition("-")[0]).read_bytes()
+        file = f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
+        return 200, {"Content-Type": "text/html"}, f'<a href="/files/{file}">{file}</a>'.encode()
+
+    with serving(answer) as url:
+        yield url, requested
+
+
+def test_packages_of_options_are_installed_once(
+    installed: Installed, users_python: Path, head_folder: Path, index: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    url, requested = index
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "base.txt").write_text("rw-included\n")
+    (tmp_path / "requirements.txt").write_text("# ours\nrw-listed \\\n  ==1.0  # a comment\n\n-r more/base.txt\n")
+    modules = ("rw_named", "rw_listed", "rw_included")
+    (tmp_path / "job.py").write_text("".join(f"import {name}; print({name}.WORD)\n" for name in modules))
+    given = ["submit", "--env", f"PIP_INDEX_URL={url}/simple", "--pip", "rw-named", "--requirements"]
+    done = installed(*given, "requirements.txt", "job.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nrw_named\nrw_listed\nrw_included\n" in done.stdout
+    assert {f"/simple/{name.replace('_', '-')}/" for name in modules} < set(requested)
+    requested.clear()
+    again = installed(*given, "requirements.txt", "job.py")
+    assert again.returncode == 0 and not requested, again.stdout
+    code = "import client; print(client.submit('job.py', pip=['rw-named'], requirements='requirements.txt').wait())"
+    api = subprocess.run(
+        [users_python, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(head_folder)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "status='SUCCEEDED'" in api.stdout and not requested, api.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--runtime-env", "requirements.txt"], "give a list of packages as --requirements requirements.txt"),
+        (["--requirements", "none.txt"], "cannot read none.txt: No such file or directory"),
+        (["--requirements", "editable.txt"], "editable.txt: `-e .` names a file, which is not sent: list all packages"),
+        (["--requirements", "constrained.txt"], "`--constraint=a.txt` names a file, which is not sent: list all"),
+        (["--requirements", "binary.txt"], "binary.txt is not a text file"),
+        *(
+            (["--pip", "a", "--runtime-env", f"{name}.json"], f"the runtime_env has packages, too ({name}): list all")
+            for name in ("pip", "uv", "conda")
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_packages_that_cannot_be_sent(options: list[str], said: str, run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("einops==0.8.0\nnumpy>=2 ; python_version > '3.8'\n")
+    (tmp_path / "editable.txt").write_text("numpy\n-e .\n")
+    (tmp_path / "constrained.txt").write_text("--constraint=a.txt\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    for name in ("pip", "uv", "conda"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({name: ["a"]}))
+    assert said in refusal(run("submit", "--address", "embedded", *options, "--", "true"), 2)
+
+
+def test_pip_in_python_is_a_list() -> None:
+    with pytest.raises(UsageError, match=r"pip must be a list: give pip=\['einops'\]"):
+        Request(command=["true"], pip="einops")
