@@ -209,7 +209,7 @@ def print_result(ended: JobResult) -> None:
     if (job.waited_seconds or 0) >= _WAITED_SECONDS:
         line += f" (and {job.waited_seconds:.1f} s of waiting to start)"
     if job.status == "FAILED":
-        why = (job.message or "").strip().rpartition("\n")[2]
+        why = (job.message or "").strip().rpartition("\n")[2].strip()
         if os.strerror(ENOSPC) in why:
             why += " (the disk of its node is full: `exec -- df -h /tmp/ray` shows the head's)"
         error(line if job.driver_exit_code is not None else f"{line}: {why}")

@@ -60,6 +60,7 @@ def watch(
         OutputLost: the log, or the record, cannot be written.
     """
     from client.cli import output
+    from client.job.hints import hint
 
     sink = output.Sink(to_stderr=as_json, offset=offset)
     try:
@@ -71,6 +72,8 @@ def watch(
     except KeyboardInterrupt:
         _interrupted(ctx, job, sink, address, on_interrupt)
     output.print_result(ended)  # before the JSON, which may fail
+    if what_to_do := hint(ended.job.message or "", ended.exit_code, job.target.runtime):
+        output.note(what_to_do)
     try:
         if as_json:
             output.print_json(output.job_data(ended.job))

@@ -171,3 +171,57 @@ def test_packages_that_cannot_be_sent(options: list[str], said: str, run: Cli, t
 def test_pip_in_python_is_a_list() -> None:
     with pytest.raises(UsageError, match=r"pip must be a list: give pip=\['einops'\]"):
         Request(command=["true"], pip="einops")
+
+
+@pytest.mark.parametrize("line", ["import no_such", "ray.get(ray.remote(lambda: __import__('no_such')).remote())"])
+def test_a_missing_module_is_named_with_two_ways_on(
+    line: str, installed: Installed, users_python: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "job.py").write_text(f"import ray\n{line}\n")
+    done = installed("submit", "job.py")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert f"there is no module no_such in {users_python.parents[1]}: submit again with --pip no_such" in last
+    assert f"run `{users_python} -m pip install no_such` (" in last
+
+
+def test_a_missing_module_of_an_image(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("import no_such\n")
+    last = run("submit", "job.py", env=remote).stderr.decode().splitlines()[-1]
+    assert "there is no module no_such in the cluster's image: submit again with --pip no_such, or add it to " in last
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(2)", "print('it went on'); exit(1)"])
+def test_a_missing_module_that_was_not_the_end(code: str, run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
+    text = f"import traceback\ntry:\n    import no_such\nexcept ImportError:\n    traceback.print_exc()\n    {code}\n"
+    (tmp_path / "job.py").write_text(text)
+    done = run("submit", "job.py", env=remote)
+    assert b"ModuleNotFoundError: No module named 'no_such'\n" in done.stdout
+    assert b"there is no module" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "variable"),
+    [
+        (["--pip", "no-such", "--env", "PIP_RETRIES=1"], "PIP_INDEX_URL"),
+        (["--runtime-env", "uv.json", "--env", "UV_HTTP_RETRIES=0"], "UV_DEFAULT_INDEX"),
+    ],
+    ids=["pip", "uv"],
+)
+def test_an_index_that_cannot_be_reached(
+    options: list[str], variable: str, installed: Installed, tmp_path: Path
+) -> None:
+    (tmp_path / "uv.json").write_text('{"uv": ["no-such"]}')
+    done = installed("submit", *options, "--env", f"{variable}=http://127.0.0.1:9/simple", "--", "true")
+    assert done.returncode == 1
+    *_, said, last = filter(None, done.stderr.splitlines())
+    assert " failed with exit code 1: ERROR: No matching " in said or ": cause: Connection refused" in said
+    assert "no package index could be reached from this machine: " in last and f"--env {variable}=URL" in last
+
+
+def test_a_package_that_no_index_has(installed: Installed, tmp_path: Path) -> None:
+    with serving(lambda *_: (404, {}, b"")) as url:
+        done = installed("submit", "--pip", "not-there", "--env", f"PIP_INDEX_URL={url}/simple", "--", "true")
+    assert done.returncode == 1
+    assert "No matching distribution found for not-there" in done.stderr
+    assert "could be reached" not in done.stderr
