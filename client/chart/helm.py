@@ -56,7 +56,7 @@ def find_chart(given: str | None, files: Sequence[str]) -> str:
     """
     if missing := next((f for f in files if "://" not in f and not Path(f).is_file()), None):
         raise UsageError(f"-f {missing}: there is no such file", "check the path")
-    hint = "give --chart a folder with a Chart.yaml, an archive (.tgz), or oci://HOST/PATH"
+    hint = "give --chart a folder like charts/ray-workload of a clone, an archive (.tgz), or oci://HOST/PATH"
     if given and "://" in given:
         if not given.startswith("oci://"):
             raise UsageError(f"--chart {given} is not an OCI URL", hint)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import client
 from client.errors import UsageError
 from client.job.request import Request
 from tests.client.server import Handler, serving
@@ -85,6 +86,23 @@ def make_wheel(folder: Path, module: str) -> Path:
         for name, content in files.items():
             archive.writestr(name, content)
     return path
+
+
+def test_the_client_runs_from_a_users_environment(
+    wheel: Path, installed: Installed, users_python: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = set(archive.namelist())
+    assert {"client/py.typed", "client/targets/embedded/head.py"} < files
+    assert {name.partition("/")[0].partition("-")[0] for name in files} == {"client", "ray_workload"}
+    assert installed("--version").stdout == f"ray-workload, version {client.__version__}\n"
+    (tmp_path / "job.py").write_text("import client, sys; print(sys.executable, client.__file__)\n")
+    done = installed("submit", "job.py")
+    module = sysconfig.get_path("purelib", vars={"base": str(users_python.parents[1])})
+    assert f"\n{users_python} {module}/client/__init__.py\n" in done.stdout, done.stderr
+    up = installed("up", "local")
+    where = "give --chart a folder like charts/ray-workload of a clone, an archive (.tgz), or oci://HOST/PATH"
+    assert (up.returncode, up.stderr) == (2, f"ray-workload: this client is not in a clone with a chart: {where}\n")
 
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
