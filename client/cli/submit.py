@@ -41,7 +41,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     metavar="NAME[=SECRET/KEY]",
     help="Set a variable of the driver from a Secret that the cluster mounts.",
 )
-@click.option("--allow-plain", is_flag=True, help="Accept an --env name that looks like a secret's.")
+@click.option("--allow-plain", is_flag=True, help="Accept what looks like a secret in --env or in packages.")
 @click.option("--pip", multiple=True, metavar="NAME", help="Install a package with pip for the driver and its tasks.")
 @click.option("--requirements", metavar="FILE", help="Install the packages of a requirements file in the same way.")
 @click.option("--runtime-env", "runtime_env", metavar="FILE", help="Read Ray's runtime_env from a YAML or JSON file.")

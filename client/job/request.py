@@ -30,6 +30,7 @@ UPLOAD_KEYS = ("working_dir", "excludes", "py_modules")  # of a runtime_env: say
 _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list, "py_modules": list}  # read by the client
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
+_PASSWORD = re.compile(r"://[^/\s@]*:(?!\$)[^/\s@]+@")  # pip expands ${NAME} with its own variables
 ACCELERATOR = "accelerator_type:"
 INSTALLERS = ("pip", "uv", "conda")  # of a runtime_env: each makes an environment for the job
 
@@ -52,7 +53,7 @@ class Request:
         timeout: seconds the job may run.
         accelerator: the kind of GPU that the driver needs, as Ray names it: L4, A100. It gets one, if
             `entrypoint_num_gpus` does not say how many.
-        allow_plain: accept an `env` name that looks like a secret's.
+        allow_plain: accept an `env` name that looks like a secret's, and a password in the packages' URLs.
         arguments: of the Job SDK's `submit_job`, by its own names; the fields above win.
     """
 
@@ -119,7 +120,13 @@ class Request:
     def _packages(self) -> list[str]:
         if isinstance(self.pip, str):
             raise UsageError("pip must be a list", f"give pip=[{self.pip!r}]")
-        return [*(read_requirements(self.requirements) if self.requirements else ()), *self.pip]
+        packages = [*(read_requirements(self.requirements) if self.requirements else ()), *self.pip]
+        if any(map(_PASSWORD.search, packages)) and not self.allow_plain:
+            raise UsageError(
+                "the packages contain a password, and everyone who may list jobs can read it",
+                "put ${NAME} there, a variable of the Ray pods, or use --allow-plain",
+            )
+        return packages
 
     @property
     def runtime_env(self) -> Mapping[str, Any]:

@@ -54,7 +54,7 @@ def submit(
         tags: names and values recorded with the job.
         timeout: seconds the job may run.
         accelerator: the kind of GPU that the driver needs, as Ray names it: L4.
-        allow_plain: accept an `env` name that looks like a secret's.
+        allow_plain: accept an `env` name that looks like a secret's, and a password in the packages' URLs.
         **arguments: of Ray's `JobSubmissionClient.submit_job`: submission_id, runtime_env, entrypoint_num_cpus, ...
 
     Returns:

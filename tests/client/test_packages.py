@@ -169,6 +169,7 @@ def test_packages_of_options_are_installed_once(
         (["--requirements", "editable.txt"], "editable.txt: `-e .` names a file, which is not sent: list all packages"),
         (["--requirements", "constrained.txt"], "`--constraint=a.txt` names a file, which is not sent: list all"),
         (["--requirements", "binary.txt"], "binary.txt is not a text file"),
+        (["--requirements", "private.txt"], "the packages contain a password, and everyone who may list jobs can read"),
         *(
             (["--pip", "a", "--runtime-env", f"{name}.json"], f"the runtime_env has packages, too ({name}): list all")
             for name in ("pip", "uv", "conda")
@@ -180,10 +181,25 @@ def test_packages_that_cannot_be_sent(options: list[str], said: str, run: Cli, t
     (tmp_path / "requirements.txt").write_text("einops==0.8.0\nnumpy>=2 ; python_version > '3.8'\n")
     (tmp_path / "editable.txt").write_text("numpy\n-e .\n")
     (tmp_path / "constrained.txt").write_text("--constraint=a.txt\n")
+    (tmp_path / "private.txt").write_text("--index-url https://me:hunter2@host/simple\na\n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
     for name in ("pip", "uv", "conda"):
         (tmp_path / f"{name}.json").write_text(json.dumps({name: ["a"]}))
-    assert said in refusal(run("submit", "--address", "embedded", *options, "--", "true"), 2)
+    refused = refusal(run("submit", "--address", "embedded", *options, "--", "true"), 2)
+    assert said in refused and "hunter2" not in refused
+
+
+@pytest.mark.parametrize(
+    ("line", "allow_plain"),
+    [
+        ("git+ssh://git@host/a.git", False),
+        ("a @ https://me:${TOKEN}@host/a.whl", False),
+        ("a @ https://me:hunter2@host/a.whl", True),
+    ],
+)
+def test_packages_without_a_password_in_them(line: str, allow_plain: bool) -> None:
+    request = Request(command=["true"], pip=[line], allow_plain=allow_plain)
+    assert request.runtime_env == {"pip": [line]}
 
 
 def test_pip_in_python_is_a_list() -> None:
