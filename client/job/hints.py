@@ -22,6 +22,8 @@ def hint(log_end: str, exit_code: int, runtime: Runtime) -> str:
         for words, variable in _NO_INDEX:
             if words in log_end:
                 return _no_index(variable, runtime)
+        if log_end.rstrip().endswith(": No module named pip"):
+            return f"Ray needs pip to install packages: install it in {_packages_of(runtime)} (`uv pip install pip`)"
     if exit_code == 1 and (missing := _NO_MODULE.search(log_end)):
         return _no_module(missing[1], runtime)
     return ""
@@ -39,11 +41,12 @@ def _no_index(variable: str, runtime: Runtime) -> str:
 
 
 def _no_module(name: str, runtime: Runtime) -> str:
-    where, other = "the cluster's image", "add it to the image"
-    if runtime.in_place:
-        where = str(Path(runtime.python).parents[1])
-        other = f"run `{runtime.python} -m pip install {name}`"
+    other = f"run `{runtime.python} -m pip install {name}`" if runtime.in_place else "add it to the image"
     return (
-        f"there is no module {name} in {where}: submit again with --pip {name}, or {other} "
+        f"there is no module {name} in {_packages_of(runtime)}: submit again with --pip {name}, or {other} "
         "(the package may have another name; code of your own belongs in the working directory)"
     )
+
+
+def _packages_of(runtime: Runtime) -> str:
+    return str(Path(runtime.python).parents[1]) if runtime.in_place else "the cluster's image"

@@ -259,3 +259,16 @@ def test_a_package_that_no_index_has(installed: Installed, tmp_path: Path) -> No
     assert done.returncode == 1
     assert "No matching distribution found for not-there" in done.stderr
     assert "could be reached" not in done.stderr
+
+
+def test_an_environment_without_pip(installed: Installed, users_python: Path, tmp_path: Path) -> None:
+    """Like one made by `uv venv`; here pip is hidden from the Python that Ray calls."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\nfind = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *args: None if name == 'pip' else find(name, *args)\n"
+    )
+    done = installed("submit", "--pip", "any", "--env", f"PYTHONPATH={tmp_path}", "--", "true")
+    assert done.returncode == 1
+    *_, said, last = filter(None, done.stderr.splitlines())
+    assert said.endswith(": No module named pip"), done.stderr
+    assert f"Ray needs pip to install packages: install it in {users_python.parents[1]} (`uv pip install pip`)" in last
