@@ -53,7 +53,7 @@ def log_of(name: str, results: dict[str, list[str]]) -> None:
     chunks: list[bytes] = []
     result = job.wait(chunks.append)
     lines = b"".join(chunks).decode().splitlines()
-    results[name] = [line for line in lines if line.startswith(("driver", "task"))] or [result.status, *lines]
+    results[name] = [line for line in lines if line.startswith(("driver", "task"))] or [str(result), *lines]
 
 
 def test_jobs_do_not_see_what_other_jobs_wrote(folder: Path) -> None:
