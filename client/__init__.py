@@ -14,8 +14,8 @@ if TYPE_CHECKING:
         Unreachable,
         UsageError,
     )
+    from client.job.api import attach, jobs, submit
     from client.job.job import Job
-    from client.job.submit import attach, submit
     from client.ray_api.record import JobRecord, JobResult
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "Unreachable",
     "UsageError",
     "attach",
+    "jobs",
     "submit",
 ]
 
@@ -40,8 +41,9 @@ _HOME = {
     "Job": "job.job",
     "JobRecord": "ray_api.record",
     "JobResult": "ray_api.record",
-    "attach": "job.submit",
-    "submit": "job.submit",
+    "attach": "job.api",
+    "jobs": "job.api",
+    "submit": "job.api",
 }
 
 
@@ -50,3 +52,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'client' has no attribute {name!r}")
     return getattr(import_module(f"client.{_HOME.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion and `help`."""
+    return ["__version__", *__all__]

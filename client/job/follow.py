@@ -8,7 +8,8 @@ read before a log that had no more.
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from client.errors import ClientError, ContactLost, JobNotFound, NotFound, ServerFailed, TimedOut, Unreachable
@@ -27,25 +28,25 @@ _NODE_SECONDS = 5.0  # between two questions whether the driver's node is alive,
 _VERDICT_SECONDS = 3.0  # that Ray has to mark a job as failed whose node is dead
 _TAIL_BYTES = 1 << 16
 
+Log = Generator[bytes, None, JobResult]  # yields a log's bytes, and returns how the job ended
+
 
 def follow(
     target: Target,
     jobs: RayJobs,
     submission_id: str,
-    write: Callable[[bytes], object],
     note: Note = silent,
     *,
     offset: int = 0,
     seconds: float | None = None,
     stop: bool = False,
-) -> JobResult:
-    """Write a job's log as it grows, until the job has ended.
+) -> Log:
+    """Yield a job's log as it grows, until the job has ended, and return how it did.
 
     Args:
         target: where the job is.
         jobs: the jobs there.
         submission_id: of the job.
-        write: takes the log's bytes.
         note: takes a line about the connection.
         offset: the byte of the log to start from.
         seconds: how long to follow; None follows to the end.
@@ -58,7 +59,19 @@ def follow(
             cluster does not say that its head is starting; or the job's node or the head that knew it is gone.
     """
     stopping = Stopping(target, jobs, submission_id) if stop else None
-    return _Follower(target, jobs, submission_id, write, note, stopping, offset).run(seconds)
+    return (yield from _Follower(target, jobs, submission_id, note, stopping, offset).run(seconds))
+
+
+def write_to_end(log: Log, write: Callable[[bytes], object]) -> JobResult:
+    """Write all that `follow` yields, and return how the job ended."""
+    with closing(log):
+        while True:
+            try:
+                chunk = next(log)
+            except StopIteration as end:
+                ended: JobResult = end.value
+                return ended
+            write(chunk)
 
 
 @dataclass
@@ -66,7 +79,6 @@ class _Follower:
     target: Target
     jobs: RayJobs
     id: str
-    write: Callable[[bytes], object]
     note: Note
     stopping: Stopping | None
     offset: int
@@ -79,12 +91,12 @@ class _Follower:
     node_gone_since: float | None = None
     noted: set[str] = field(default_factory=set)
 
-    def run(self, seconds: float | None) -> JobResult:
+    def run(self, seconds: float | None) -> Log:
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             began, whole = time.monotonic(), False
             try:
-                if result := self._round():
+                if result := (yield from self._round()):
                     return result
                 self.contact = time.monotonic()
                 self.noted.discard("lost")
@@ -101,14 +113,14 @@ class _Follower:
                 raise TimedOut(f"job {self.id} has not ended after {seconds:g} s", "it goes on")
             self._pause(time.monotonic() - began if whole else 0.0)
 
-    def _round(self) -> JobResult | None:
+    def _round(self) -> Generator[bytes, None, JobResult | None]:
         """Read the record, then the log to where it ends now; the result, once both are complete."""
         before, known = self.offset, self.job
         job = self.job = self.jobs.get(self.id)
         if self.stopping:
             self.stopping.ask(job)
         for chunk in self.jobs.logs.read(job, self.offset):
-            self.write(chunk)
+            yield chunk
             self.offset += len(chunk)
             self.tail = (self.tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
             self.contact = time.monotonic()

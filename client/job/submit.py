@@ -1,10 +1,9 @@
 """The five stages of a submit: Request, Target, Upload, Submission, Job. Each is made once and handed on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from client.job.folder import is_copied
 from client.job.job import Job
@@ -12,7 +11,7 @@ from client.job.request import UPLOAD_KEYS, Request
 from client.job.resources import check_resources
 from client.job.submission import Submission, command_line, submission
 from client.ray_api.jobs import RayJobs, needs_sdk
-from client.targets import Address, connect, resolve, runtime
+from client.targets import Address, connect, runtime
 from client.targets.target import Runtime
 from client.upload.package import Packed, Upload, plan_upload
 from client.wait import Note, silent
@@ -21,78 +20,18 @@ WAIT_CLUSTER_SECONDS = 900.0
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
-def submit(
-    script: str | Path | None = None,
-    *args: str,
-    command: Sequence[str] = (),
-    address: str | None = None,
-    working_dir: str | Path | None = None,
-    env: Mapping[str, str] | None = None,
-    secret_env: Mapping[str, str | None] | None = None,
-    pip: Sequence[str] = (),
-    requirements: str | Path | None = None,
-    name: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    timeout: float | None = None,
-    accelerator: str | None = None,
-    allow_plain: bool = False,
-    **arguments: Any,
-) -> Job:
-    """Submit a script or a command, once.
-
-    Args:
-        script: a Python file in the working directory.
-        *args: its arguments.
-        command: what to run instead of a script.
-        address: `embedded`, `kubernetes://CONTEXT/NAMESPACE/CLUSTER` or a URL; None chooses as the command line does.
-        working_dir: the folder the job runs in, by default the current one.
-        env: environment variables, which everyone who may list jobs can read.
-        secret_env: variables of the driver from Secrets that the cluster mounts: name to SECRET/KEY, or to None.
-        pip: packages that Ray installs with pip for the driver and its tasks, as pip takes them.
-        requirements: a requirements file with more of them.
-        name: what the dashboard shows.
-        tags: names and values recorded with the job.
-        timeout: seconds the job may run.
-        accelerator: the kind of GPU that the driver needs, as Ray names it: L4.
-        allow_plain: accept an `env` name that looks like a secret's, and a password in the packages' URLs.
-        **arguments: of Ray's `JobSubmissionClient.submit_job`: submission_id, runtime_env, entrypoint_num_cpus, ...
-
-    Returns:
-        The job. A Ray started for it lives until its `wait` returns, or the interpreter ends.
-
-    Raises:
-        ClientError: one of its kinds.
-    """
-    request = Request(
-        script=str(script) if script else None,
-        command=args or command,
-        working_dir=working_dir,
-        env=env or {},
-        secret_env=secret_env or {},
-        pip=pip,
-        requirements=requirements,
-        name=name,
-        tags=tags or {},
-        timeout=timeout,
-        accelerator=accelerator,
-        allow_plain=allow_plain,
-        arguments=arguments,
-    )
-    return send(request, resolve(address))
-
-
-def attach(submission_id: str, address: str | Address | None = None) -> Job:
+def attach(submission_id: str, address: Address) -> Job:
     """Take up a job that was submitted before.
 
     Args:
         submission_id: of the job.
-        address: where it runs, as in `submit`, or as `resolve` found it.
+        address: where it runs.
 
     Raises:
         JobNotFound: there is none.
     """
     with ExitStack() as stack:
-        target = stack.enter_context(connect(address if isinstance(address, Address) else resolve(address)))
+        target = stack.enter_context(connect(address))
         RayJobs(target).get(submission_id)
         return Job(submission_id, target, stack.pop_all(), attached=True)
 

@@ -59,6 +59,11 @@ class JobRecord:
             return None
         return _between(self.submit_time, self.start_time)
 
+    @property
+    def exit_code(self) -> int | None:
+        """As in `JobResult`; None before the end."""
+        return JobResult(self).exit_code if self.finished else None
+
 
 def _between(start: int | None, end: int | None) -> float | None:
     return None if start is None else max(0.0, (end or time.time() * 1000) - start) / 1000

@@ -59,6 +59,10 @@ class Target(Protocol):
         """Whether the cluster's own processes run in a folder: a job there needs no runtime_env, and starts faster."""
         return False
 
+    def log_file(self, submission_id: str) -> Path | None:
+        """The file of a job's log, where the cluster writes it on this machine."""
+        return None
+
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]] | None:
         """The kinds of nodes that the cluster can have, with the resources of each as Ray names them, if known."""
         return None

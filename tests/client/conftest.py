@@ -35,6 +35,15 @@ def remote(head: Target, environment: Path) -> dict[str, str]:
     return {"RAY_WORKLOAD_ADDRESS": head.http.server.url, "RAY_AUTH_TOKEN_PATH": str(token)}
 
 
+@pytest.fixture
+def as_remote(remote: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use the head as a remote one, from an empty folder."""
+    for name, value in remote.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def token_of(target: Target) -> str:
     return target.http.server.headers["Authorization"].removeprefix("Bearer ")
 

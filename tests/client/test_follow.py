@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from client.errors import ContactLost, JobNotFound, Unreachable
-from client.job.follow import follow, tail_offset
+from client.job.follow import follow, tail_offset, write_to_end
 from client.job.stop import stop
 from client.ray_api.jobs import RayJobs
 from client.ray_api.record import TIMEOUT_SIGNAL, JobRecord, JobResult
@@ -104,7 +104,7 @@ def followed(
 def _follow(target: Target, proxies: list[FaultProxy], apply: Fault, job: JobRecord, run: Followed) -> None:
     for proxy in proxies:
         apply(proxy)
-    run.result = follow(target, RayJobs(target), job.submission_id, run.log.extend)
+    run.result = write_to_end(follow(target, RayJobs(target), job.submission_id), run.log.extend)
     for proxy in proxies:
         run.fired += proxy.fired
 
@@ -134,7 +134,7 @@ def test_every_byte_comes_once_and_in_order(
 @pytest.fixture(scope="module")
 def finished(head: Target, jobs: RayJobs) -> JobRecord:
     job = start(jobs, "echo first && seq 1 5000 && exit 3")
-    return follow(head, jobs, job.submission_id, lambda _: None).job
+    return write_to_end(follow(head, jobs, job.submission_id), lambda _: None).job
 
 
 def test_a_log_that_cannot_be_had_whole_is_no_success(head: Target, finished: JobRecord) -> None:
@@ -144,7 +144,7 @@ def test_a_log_that_cannot_be_had_whole_is_no_success(head: Target, finished: Jo
         pytest.raises(ContactLost, match="breaks off after 9000 bytes"),
     ):
         dashboard.faults.false_end_bytes, dashboard.faults.match = 9000, "/api/v0/logs"
-        follow(through, RayJobs(through), finished.submission_id, lambda _: None, notes.append)
+        list(follow(through, RayJobs(through), finished.submission_id, notes.append))
     assert dashboard.fired["false_end_bytes"] > 1
     assert len(notes) == 1
 
@@ -157,7 +157,7 @@ def test_a_head_that_forgot_the_job_is_told(head: Target, jobs: RayJobs) -> None
             dashboard.faults.status, dashboard.faults.match = 404, "/api/jobs/"
 
         with pytest.raises(ContactLost, match="was lost when the Ray head restarted: submit it again"):
-            follow(through, RayJobs(through), job.submission_id, forget)
+            write_to_end(follow(through, RayJobs(through), job.submission_id), forget)
         assert dashboard.fired["status"]
     assert stop(head, jobs, job.submission_id, 30).status == "STOPPED"
 
@@ -171,7 +171,7 @@ def test_a_dashboard_that_fails_for_a_while_is_asked_again(head: Target, jobs: R
 
     with via_proxy(head, job.agent) as (through, dashboard, _):
         dashboard.faults.status, dashboard.faults.match = 500, "/api/jobs/"
-        ended = follow(through, RayJobs(through), job.submission_id, log.extend, note)
+        ended = write_to_end(follow(through, RayJobs(through), job.submission_id, note), log.extend)
         assert dashboard.fired["status"]
     assert (ended.exit_code, log.endswith(b"\ndone\n")) == (0, True)
     assert len(notes) == 1 and notes[0].startswith("connection lost, retrying (the cluster answered 500")
@@ -188,14 +188,14 @@ def test_an_agent_that_is_not_found_at_once(head: Target, jobs: RayJobs) -> None
         return head.agent(address)
 
     through = Rerouted(head, agent=agent)
-    ended = follow(through, RayJobs(through), job.submission_id, log.extend, notes.append)
+    ended = write_to_end(follow(through, RayJobs(through), job.submission_id, notes.append), log.extend)
     assert (ended.exit_code, log.endswith(b"\ndone\n"), len(asked) > 6) == (0, True, True)
     assert notes == ["connection lost, retrying (no answer)"]
 
 
 def test_a_job_that_is_not_there(head: Target, jobs: RayJobs) -> None:
     with pytest.raises(JobNotFound, match="there is no job nobody at embedded: `list` shows all jobs"):
-        follow(head, jobs, "nobody", lambda _: None)
+        next(follow(head, jobs, "nobody"))
 
 
 @pytest.mark.parametrize("way", ["agent", "dashboard"])

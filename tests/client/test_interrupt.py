@@ -182,5 +182,5 @@ def test_a_stop_that_does_not_arrive_says_that_the_job_may_still_run(
             dashboard.faults.status, dashboard.faults.match = 503, "/api/jobs/"
 
         with pytest.raises(ContactLost, match=f"connection lost for . s, job {job_id} may still run"):
-            follow.follow(through, RayJobs(through), job_id, cut, stop=True)
+            follow.write_to_end(follow.follow(through, RayJobs(through), job_id, stop=True), cut)
         assert dashboard.fired["status"]

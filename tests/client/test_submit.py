@@ -17,7 +17,7 @@ import pytest
 
 import client
 from client.errors import ClientError
-from client.job.follow import follow
+from client.job.follow import follow, write_to_end
 from client.job.job import Job
 from client.job.request import Request
 from client.job.submission import command_line, submission
@@ -30,15 +30,6 @@ from tests.client.conftest import Rerouted, port, via_proxy
 from tests.client.proxy import FaultProxy
 from tests.client.server import Handler, forward, serving
 from tests.conftest import Cli
-
-
-@pytest.fixture
-def as_remote(remote: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Use the head as a remote one, from an empty folder."""
-    for name, value in remote.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def appends(file: Path) -> list[str]:
@@ -242,7 +233,7 @@ def test_a_closed_agent_leaves_the_dashboards_way(head: Target, jobs: RayJobs) -
     jobs.submit({**arguments, "metadata": {"spec_hash": "x"}})
     closed = Rerouted(head, agent=lambda _: "http://127.0.0.1:9")
     log = bytearray()
-    assert follow(closed, RayJobs(closed), "closed-agent", log.extend).exit_code == 0
+    assert write_to_end(follow(closed, RayJobs(closed), "closed-agent"), log.extend).exit_code == 0
     assert b"through the dashboard\n" in log
 
 

@@ -163,6 +163,10 @@ class EmbeddedTarget(Target):
         if self._started:
             _wait_ready(self._directory, *self._started)
 
+    def log_file(self, submission_id: str) -> Path:
+        """The driver's log, in Ray's folder of the session."""
+        return self._directory / "session_latest" / "logs" / f"job-driver-{submission_id}.log"
+
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
         """None: there is this node alone."""
         return ()
