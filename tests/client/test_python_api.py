@@ -190,7 +190,6 @@ def test_help_and_completion_need_no_ray(tmp_path: Path) -> None:
     assert "logs(self, " in done.stdout
 
 
-NEVER = {"RAY_WORKLOAD_ADDRESS": "http://127.0.0.1:9"}
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "unknown": (lambda: client.submit("a.py", nam="x"), r"submit\(\) has no argument nam: it has script, .* name, "),
     "nothing": (lambda: client.submit(), "there is nothing to run: give a script or a command"),
