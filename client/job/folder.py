@@ -21,7 +21,7 @@ _CONFLICTS = {"py_executable", "container", "image_uri"}  # of a runtime_env: th
 _START = """sh -c '
 b=$PWD d="${{PWD%/runtime_resources/*}}/jobs/{id}"
 [ -d "$d" ] || {{ mkdir -p "${{d%/*}}" && cp -a . "$d.$$" && mv -T "$d.$$" "$d" || rm -rf "$d.$$"; }} 2>/dev/null
-[ -d "$d" ] && cd "$d" && export PYTHONPATH="$d${{PYTHONPATH#"$b"}}"
+[ -d "$d" ] && cd "$d" && export PYTHONPATH="${{PYTHONPATH%%"$b"*}}$d${{PYTHONPATH#*"$b"}}"
 [ -n "$VIRTUAL_ENV$CONDA_PREFIX" ] ||
 p=$(tr "\\0" "\\n" </proc/$PPID/cmdline | sed -n "s/^--python_worker_command=\\([^ ]*\\) .*/\\1/p")
 exec "${{p:-python}}" "$@"' sh"""

@@ -95,8 +95,6 @@ def send(
         for secret in upload.withheld:
             fix = f"`!{PurePosixPath(secret).name}` in a .rayignore beside it uploads it"
             note(f"not uploaded because it looks like a secret: {secret} ({fix})")
-        if upload.working_dir and not is_copied(upload.working_dir):
-            note("the upload is too large to copy for each job: jobs with the same files share a folder")
         if needs_sdk({k: v for k, v in request.runtime_env.items() if k not in UPLOAD_KEYS}):
             from client.ray_api.sdk import validate
 
@@ -104,6 +102,8 @@ def send(
         with ExitStack() as files:
             with progress("packing", upload.size) as done:
                 packed = files.enter_context(upload.packed(done))
+            if upload.working_dir and not is_copied(upload.working_dir):
+                note("the upload is too large to copy for each job: jobs with the same files share a folder")
             target.wait_ready(note, wait_cluster)
             theirs = None if target.runtime.in_place else target.ray_version or jobs.version()["ray_version"]
             for package in packed.packages:

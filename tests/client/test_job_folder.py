@@ -79,7 +79,7 @@ def start(unpacked: Path, name: str, *words: str, **environment: str) -> "subpro
     line = f"cd '{unpacked}' && exec {command} -c \"{code}\" {' '.join(words)}"
     env = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{unpacked}:/more",
+        "PYTHONPATH": f"/module:{unpacked}:/more",
         **environment,
     }
     return subprocess.Popen(["bash", "-c", line], env=env, stdout=subprocess.PIPE)
@@ -104,13 +104,13 @@ def test_the_processes_of_a_job_share_one_whole_copy(unpacked: Path) -> None:
     processes = [start(unpacked, "a-job") for _ in range(8)]
     jobs = unpacked.parents[2] / "jobs"
     for process in processes:
-        assert said(process) == [f"{jobs}/a-job", f"{jobs}/a-job:/more", sorted(map(str, range(200)))]
+        assert said(process) == [f"{jobs}/a-job", f"/module:{jobs}/a-job:/more", sorted(map(str, range(200)))]
     assert [path.name for path in jobs.iterdir()] == ["a-job"]
 
 
 def test_without_room_the_job_runs_in_the_shared_folder(unpacked: Path) -> None:
     (unpacked.parents[2] / "jobs").write_text("not a folder")
-    assert said(start(unpacked, "a-job"))[:2] == [str(unpacked), f"{unpacked}:/more"]
+    assert said(start(unpacked, "a-job"))[:2] == [str(unpacked), f"/module:{unpacked}:/more"]
 
 
 def test_an_activated_environment_has_its_own_python(unpacked: Path, tmp_path: Path) -> None:
