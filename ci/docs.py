@@ -13,7 +13,7 @@ import click
 import yaml
 
 import client
-from client.cli.main import cli
+from client.cli.main import PROGRAM, cli
 
 CHART = Path("charts/ray-workload")
 CHANGELOG = Path("CHANGELOG.md")
@@ -23,7 +23,7 @@ UPSTREAM = ("kuberay-operator", "ray-cluster")
 def commands() -> str:
     """Return a Markdown table of the commands, their help and their options."""
     lines = ["| command | what it does |", "|---|---|"]
-    root = click.Context(cli, info_name="python -m client")
+    root = click.Context(cli, info_name=PROGRAM)
     for name, command in sorted(cli.commands.items()):
         context = click.Context(command, info_name=name, parent=root)
         arguments = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]

@@ -1,8 +1,8 @@
-"""Submit Python scripts to Ray: `client.submit("job.py").wait()`. The command line is `python -m client`."""
+"""Submit Python scripts to Ray: `client.submit("job.py").wait()`. The command line is `ray-workload`."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take it as true; `python -m client` would import a `typing.py` in its folder
 if TYPE_CHECKING:
     from client.errors import (
         ClientError,
@@ -47,8 +47,8 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on its first use: `python -m client --help` needs none of them."""
+def __getattr__(name: str) -> object:
+    """Import a public name on its first use: `ray-workload --help` needs none of them."""
     if name not in __all__:
         raise AttributeError(f"module 'client' has no attribute {name!r}")
     return getattr(import_module(f"client.{_HOME.get(name, 'errors')}"), name)

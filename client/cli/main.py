@@ -22,6 +22,7 @@ from client.cli.submit import submit
 from client.cli.up import up
 from client.errors import ClientError, Detached, OutputLost
 
+PROGRAM = "ray-workload"
 _INTERNAL, _BROKEN_PIPE = 70, 141
 _GC_THRESHOLD = 100_000  # imports only add objects: looking for garbage among them takes a sixth of their time
 
@@ -39,7 +40,7 @@ class _Cli(click.Group):
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(__version__, prog_name="ray-workload")
+@click.version_option(__version__, prog_name=PROGRAM)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
@@ -75,7 +76,7 @@ def main() -> NoReturn:
     state: dict[str, Any] = {}
     gc.set_threshold(_GC_THRESHOLD)
     try:
-        code = cli.main(standalone_mode=False, obj=state) or 0
+        code = cli.main(prog_name=PROGRAM, standalone_mode=False, obj=state) or 0
     except click.ClickException as error:
         error.show()
         code = _fail_json(state, error.format_message(), error.exit_code)

@@ -71,4 +71,4 @@ def up(
         fix = "to replace them, which ends running jobs, add --set replacePodsOnUpgrade=true"
         note(f"{older} pods keep their spec from before this change: {fix}")
     print_line(f"export RAY_WORKLOAD_ADDRESS={address_of(login, namespace, found['metadata']['name'])}")
-    note("Ray is ready: run that line, then `python -m client submit jobs/simple_job.py`")
+    note("Ray is ready: run that line, then `ray-workload submit jobs/simple_job.py`")

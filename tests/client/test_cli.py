@@ -187,3 +187,21 @@ def test_what_cannot_be_printed_is_said_in_a_line(
     assert done.returncode == code
     assert done.stderr.decode().splitlines()[-1].startswith(f"ray-workload: {said}")
     assert b"Traceback" not in done.stderr
+
+
+def test_modules_in_the_current_folder_are_the_jobs_only(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "client").mkdir()
+    for name in ("queue", "yaml", "click", "typing"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the current folder was imported')")
+    assert run("submit", "--dry-run", "--address", "embedded", "script.py").returncode == 0
+    for name in ("click", "typing"):  # Ray's own workers import these from the job's folder, as `python script.py` does
+        (tmp_path / f"{name}.py").unlink()
+    (tmp_path / "beside.py").write_text("WORD = 'imported'")
+    (tmp_path / "script.py").write_text("import beside; print(beside.WORD)")
+    done = run("submit", "--address", "embedded", "script.py")
+    assert done.returncode == 0 and done.stdout.endswith(b"\nimported\n"), done.stderr
+
+
+def test_help_names_the_command_that_no_file_can_hide(run: Cli) -> None:
+    assert run("submit", "--help").stdout.startswith(b"Usage: ray-workload submit ")
+    assert b"Try 'ray-workload submit --help'" in run("submit", "--no-such-option").stderr

@@ -7,14 +7,24 @@ the Ray Client server and its port; either would collide with another Ray on thi
 """
 
 import ctypes
+import os
 import signal
 import sys
+from typing import Any
 
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.utils import write_ray_address
 
 _PR_SET_PDEATHSIG = 1
+
+
+class _Node(Node):
+    def start_api_server(self, **options: Any) -> None:
+        """Start the dashboard, whose processes would import a `queue.py` of the folder they run in; jobs may do so."""
+        os.environ["PYTHONSAFEPATH"] = "1"
+        super().start_api_server(**options)
+        del os.environ["PYTHONSAFEPATH"]
 
 
 def main(temp_dir: str, gcs_port: int, dashboard_port: int, agent_port: int) -> None:
@@ -40,7 +50,7 @@ def main(temp_dir: str, gcs_port: int, dashboard_port: int, agent_port: int) -> 
         dashboard_port=dashboard_port,
         dashboard_agent_listen_port=agent_port,
     )
-    Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
+    _Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
     signal.pause()
 
 
