@@ -4,6 +4,7 @@ A new target is a module here that satisfies `client.targets.target.Target`, and
 """
 
 import os
+import re
 import sys
 import tomllib
 from contextlib import AbstractContextManager, nullcontext
@@ -57,7 +58,10 @@ def resolve(flag: str | None) -> Address:
         what = f"the address of {found.source} holds a password"
         raise UsageError(what, "put a token into the file that RAY_AUTH_TOKEN_PATH names instead")
     if found.scheme not in ("http", "https", "kubernetes") and found.value != "embedded":
-        raise UsageError(f"{found.value} ({found.source}) is not an address", _FORMS)
+        is_host = re.fullmatch(r"[\w.-]+:\d+/?", found.value)
+        raise UsageError(
+            f"{found.value} ({found.source}) is not an address", f"give http://{found.value}" if is_host else _FORMS
+        )
     return found
 
 

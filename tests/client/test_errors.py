@@ -160,8 +160,9 @@ COMMANDS = [["submit", "--", "true"], ["list"], ["status"], ["status", "x"], ["l
         (
             "127.0.0.1:8265",
             2,
-            "127.0.0.1:8265 (--address) is not an address: give embedded, kubernetes://",
+            "127.0.0.1:8265 (--address) is not an address: give http://127.0.0.1:8265",
         ),
+        ("ray.example:443/", 2, "is not an address: give http://ray.example:443/"),
         ("ray://127.0.0.1:10001", 2, "is not an address: give embedded, kubernetes"),
         ("http://127.0.0.1:99999", 2, "not a usable address: give one like http://127.0.0.1:8265"),
         ("http://127.0.0.1:port", 2, "not a usable address"),
