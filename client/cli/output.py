@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -143,6 +144,15 @@ def _time(milliseconds: int | None) -> str:
 
 def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.0f}"
+
+
+def ago(milliseconds: int | None) -> str:
+    """How long ago a time was, in the largest unit that has two of it."""
+    seconds = max(0, int(time.time() - (milliseconds or 0) / 1000))
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
 
 
 def print_jobs(jobs: Sequence[JobRecord]) -> None:

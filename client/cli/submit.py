@@ -1,14 +1,18 @@
 """The command `submit`."""
 
+import re
+import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from client.cli.options import Duration, address_option, choose, output_option, pairs
 from client.cli.watch import sigterm_interrupts, watch
-from client.errors import Detached, UsageError
+from client.errors import ClientError, Detached, UsageError
 
 if TYPE_CHECKING:
+    from client.job.job import Job
     from client.job.request import Request
     from client.job.submit import Plan
 
@@ -101,13 +105,38 @@ def submit(
             raise Detached("interrupted before the job was sent") from None
         with sent:
             ctx.obj["submission_id"] = sent.submission_id
-            line = f"job {sent.submission_id} {'exists: attached to it' if sent.attached else 'submitted'}"
+            line = _attached(sent) if sent.attached else f"job {sent.submission_id} submitted"
             if detach:
                 output.note(line)
                 output.print_json(output.job_data(sent.status())) if as_json else output.print_line(sent.submission_id)
                 return
             default: Literal["stop", "detach"] = "stop" if sent.target.ends_with_us else "detach"
-            watch(ctx, sent, address, as_json=as_json, on_interrupt=on_interrupt or default, note=line)
+            on_interrupt, hints = on_interrupt or default, _hints(ctx.command, **given)
+            watch(ctx, sent, address, as_json=as_json, on_interrupt=on_interrupt, note=line, hints=hints)
+
+
+def _attached(job: "Job") -> str:
+    """The line that says so; of a job that has ended, that nothing was run."""
+    from client.cli.output import ago
+
+    with suppress(ClientError):
+        record = job.status()
+        if record.finished:
+            return f"job {job.submission_id} ended {ago(record.end_time)}; nothing was run"
+    return f"job {job.submission_id} exists: attached to it"
+
+
+def _hints(command: click.Command, words: tuple[str, ...], is_command: bool, **_: Any) -> dict[int, str]:
+    """What a word in the wrong place may have to do with an exit code."""
+    if is_command:
+        line = words[0] if len(words) == 1 and re.search(r"[\s|&;<>()$]", words[0]) else None
+        return {127: f"for a line of shell, use -- bash -c {shlex.quote(line)}"} if line else {}
+    ours = {name for option in command.params if isinstance(option, click.Option) for name in option.opts}
+    for word in (word.partition("=")[0] for word in words[1:]):
+        if word in ours:
+            why = f"the script got {word}, because it comes after the script's name"
+            return {2: f"{why}: if {word} is meant for submit, put it before the script"}
+    return {}
 
 
 def _request(

@@ -2,13 +2,13 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
-from client.errors import ContactLost, Detached, NotAuthorised, OutputLost
+from client.errors import ClientError, ContactLost, Detached, NotAuthorised, OutputLost
 
 if TYPE_CHECKING:
     from client.cli.output import Sink
@@ -41,6 +41,7 @@ def watch(
     on_interrupt: OnInterrupt,
     offset: int = 0,
     note: str = "",
+    hints: Mapping[int, str] | None = None,
 ) -> NoReturn:
     """Show a job's log until it has ended, and exit with its exit code.
 
@@ -52,6 +53,7 @@ def watch(
         on_interrupt: what Ctrl-C does: stop the job; detach, and a second one soon after stops it; or leave.
         offset: the byte of the log to start from.
         note: a line to print first; Ctrl-C means the same from then on.
+        hints: what to say of an exit code.
 
     Raises:
         Detached: the user interrupted.
@@ -67,13 +69,17 @@ def watch(
         if note:
             output.note(note)
         ended = job.wait(sink.write, output.note, offset=offset)
+    except BrokenPipeError:
+        _say_what_becomes_of(ctx, job, address)
+        raise
     except (OutputLost, NotAuthorised) as error:
         raise type(error)(str(error), _what_becomes_of(ctx, job, address)) from error
     except KeyboardInterrupt:
         _interrupted(ctx, job, sink, address, on_interrupt)
     output.print_result(ended)  # before the JSON, which may fail
-    if what_to_do := hint(ended.job.message or "", ended.exit_code, job.target.runtime):
-        output.note(what_to_do)
+    advice = hint(ended.job.message or "", ended.exit_code, job.target.runtime) or (hints or {}).get(ended.exit_code)
+    if advice:
+        output.note(advice)
     try:
         if as_json:
             output.print_json(output.job_data(ended.job))
@@ -88,6 +94,19 @@ def _what_becomes_of(ctx: click.Context, job: "Job", address: str | None) -> str
         return f"job {job.submission_id} ends with its Ray"
     where = f" --address {address}" if address else ""
     return f"the job goes on; follow it with {ctx.find_root().info_name} logs{where} --follow {job.submission_id}"
+
+
+def _say_what_becomes_of(ctx: click.Context, job: "Job", address: str | None) -> None:
+    """Say it where the reader of the log left, who may have done so after the job's end."""
+    from client.cli import output
+    from client.ray_api.record import JobResult
+
+    with suppress(ClientError):
+        record = job.jobs.get(job.submission_id)
+        if record.finished:
+            output.print_result(JobResult(record))
+            return
+    output.note(_what_becomes_of(ctx, job, address))
 
 
 def _interrupted(

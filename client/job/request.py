@@ -168,7 +168,9 @@ class Request:
         """The script's path inside the working directory, if there is one."""
         if not self.script or self.folder is None:
             return self.script
-        path = Path(os.path.abspath(self.script))
+        path, inside = (Path(os.path.abspath(folder / self.script)) for folder in (Path(), self.folder))
+        if inside.is_file() and not (path.is_file() and path.is_relative_to(self.folder)):
+            path = inside
         if not path.is_file():
             raise UsageError(f"there is no script {self.script}", "to run a command, put -- before it")
         if not path.is_relative_to(self.folder):

@@ -112,7 +112,7 @@ def send(
                         jobs.upload(package.uri, package.path, package.size, sent)
             runs_here = target.runtime.in_place and request.folder and not target.runs_in(request.folder)
             made = _submission(request, entrypoint, upload, packed, f"local://{request.folder}" if runs_here else None)
-            new = jobs.submit(made.arguments)
+            new = jobs.submit(made.arguments, upload.changed_since)
         _compare_versions(theirs, note)  # while the job starts
         return Job(made.submission_id, target, stack.pop_all(), attached=not new)
 

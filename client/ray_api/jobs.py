@@ -158,11 +158,12 @@ class RayJobs:
                 if last:
                     raise
 
-    def submit(self, arguments: Mapping[str, Any]) -> bool:
+    def submit(self, arguments: Mapping[str, Any], changed: Callable[[int], str] = lambda _: "") -> bool:
         """Submit a job once, however often the answer is lost: the id tells whether an earlier attempt arrived.
 
         Args:
             arguments: of `JobSubmissionClient.submit_job`, with a `submission_id`, and a `spec_hash` in the metadata.
+            changed: names the files of the working_dir that changed after a time in milliseconds.
 
         Returns:
             False where the same id with the same spec was there before.
@@ -176,7 +177,7 @@ class RayJobs:
         try:
             for pause in (0.2 * 2**n for n in range(_SUBMIT_TRIES)):
                 try:
-                    return self._submit_once(arguments) or may_have_arrived
+                    return self._submit_once(arguments, changed) or may_have_arrived
                 except Unreachable as error:
                     may_have_arrived, lost = may_have_arrived or was_sent(error), error
                     time.sleep(pause)
@@ -186,7 +187,7 @@ class RayJobs:
             raise lost
         raise ContactLost(str(lost), hint) from lost
 
-    def _submit_once(self, arguments: Mapping[str, Any]) -> bool:
+    def _submit_once(self, arguments: Mapping[str, Any], changed: Callable[[int], str]) -> bool:
         """Send a job; False where the same id with the same spec is there."""
         # Ray refuses an id that is taken in words of its own, and on a full disk fails after it has started the job:
         # whatever it answers, what counts is whether the job is there.
@@ -205,10 +206,23 @@ class RayJobs:
                 raise error from None
         if found.metadata.get("spec_hash") == arguments["metadata"]["spec_hash"]:
             return False
+        what = self._difference(found, arguments, changed)
         raise ClientError(
-            f"another job, with a different entrypoint, runtime_env or resources, has the id {found.submission_id}",
-            "give another --id",
+            f"another job, with a different {what}, has the id {found.submission_id}", "give another --id"
         )
+
+    def _difference(self, found: JobRecord, arguments: Mapping[str, Any], changed: Callable[[int], str]) -> str:
+        """What of a job differs from one that was submitted before, as far as the server tells."""
+        response = self._http.request("GET", _job_path(found.submission_id))
+        theirs = self._read(response, lambda data: dict(data.get("runtime_env") or {}))
+        ours = arguments.get("runtime_env", {})
+        parts = ["entrypoint"] if found.entrypoint != arguments["entrypoint"] else []
+        if ours.get("working_dir") != theirs.get("working_dir"):
+            names = changed(found.submit_time or 0)
+            parts.append(f"folder (changed since then: {names})" if names else "folder")
+        if any(ours.get(key) != theirs.get(key) for key in ("env_vars", "py_modules")):  # Ray completes other keys
+            parts.append("runtime_env")
+        return " and ".join(parts) or "runtime_env or resources"
 
     def submit_plain(self, arguments: Mapping[str, Any]) -> requests.Response:
         """Send a job as the SDK does, once and unchecked."""

@@ -51,12 +51,14 @@ class Entry:
         source: the local file.
         size: the number of bytes when it was listed. No more are sent.
         file_id: device and inode when it was listed.
+        modified: when it was written last, as Unix time.
     """
 
     path: str
     source: Path
     size: int
     file_id: FileId
+    modified: float
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def file_listing(file: Path) -> Listing:
     except OSError as error:
         raise file_error(str(file), error) from None
     check_uploadable(file.name, file)
-    return Listing(file, (Entry(file.name, file, info.st_size, (info.st_dev, info.st_ino)),))
+    return Listing(file, (Entry(file.name, file, info.st_size, (info.st_dev, info.st_ino), info.st_mtime),))
 
 
 def _file_ids(files: Iterable[str | int]) -> frozenset[FileId]:
@@ -188,10 +190,10 @@ class _Walk:
 
     def _add(self, parent: _Directory, name: str, enter_excluded: bool) -> None:
         path, source = parent.path + name, parent.location / name
-        mode, size, file_id, problem = 0, 0, (0, 0), None
+        mode, size, file_id, modified, problem = 0, 0, (0, 0), 0.0, None
         try:
             info = source.stat()
-            mode, size, file_id = info.st_mode, info.st_size, (info.st_dev, info.st_ino)
+            mode, size, file_id, modified = info.st_mode, info.st_size, (info.st_dev, info.st_ino), info.st_mtime
         except OSError as error:
             if not source.is_symlink() and isinstance(error, FileNotFoundError | NotADirectoryError):
                 return  # git tracks it, but it was deleted
@@ -209,7 +211,7 @@ class _Walk:
             self.visit(_subdirectory(parent, name, exclusion, git_ignored))
         elif stat.S_ISREG(mode):
             check_uploadable(path, source)
-            self.entries.append(Entry(path, source, size, file_id))
+            self.entries.append(Entry(path, source, size, file_id, modified))
 
     def _exclusion(
         self, parent: _Directory, name: str, is_directory: bool, git_ignored: bool, is_login: bool

@@ -17,6 +17,7 @@ from client.upload.problems import file_error, printable
 
 LIMIT = 100 * 1024**2  # bytes of a package; Ray's DASHBOARD_CLIENT_MAX_SIZE, above which the dashboard answers 413
 _CHUNK = 1024**2
+_NAMED = 5  # of the files that changed
 _COMPRESSED = frozenset(
     ".7z .bz2 .gif .gz .jar .jpeg .jpg .lz4 .mp3 .mp4 .npz .parquet .png .tgz .webp .whl .xz .zip .zst".split()
 )
@@ -99,6 +100,14 @@ class Upload:
     def size(self) -> int:
         """Bytes of all files, before compression."""
         return sum(listed.size for listed in self.listings)
+
+    def changed_since(self, milliseconds: int) -> str:
+        """The names of the files in the working directory that were written after a time, the newest first."""
+        entries = self.working_dir.entries if self.working_dir else ()
+        newest = sorted(entries, key=lambda entry: -entry.modified)
+        paths = [printable(entry.path) for entry in newest if entry.modified * 1000 > milliseconds]
+        more = [f"{len(paths) - _NAMED} more"] if len(paths) > _NAMED else []
+        return ", ".join([*paths[:_NAMED], *more])
 
     def packed(self, progress: _Progress = lambda count: None) -> Packed:
         """Pack the files.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.test_embedded import read_to, started
+from tests.client.test_embedded import read_to, started, until
 from tests.conftest import Cli
 
 ENDS_WITH_7 = "import sys\nfor number in range(30):\n    print('line', number)\nsys.exit(7)\n"
@@ -41,10 +41,10 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
 
     again = run(*given, "script.py", "an arg", env=remote)
     assert (again.returncode, again.stdout) == (7, followed.stdout)
-    assert b"job found exists: attached to it\n" in again.stderr
+    assert b"job found ended " in again.stderr and b"s ago; nothing was run\n" in again.stderr
     other = run(*given, "--", "true", env=remote)
     assert other.returncode == 1
-    assert b"another job, with a different entrypoint, runtime_env or resources, has the id found: " in other.stderr
+    assert b"another job, with a different entrypoint, has the id found: give another --id" in other.stderr
     announced = f"ray-workload: address {remote['RAY_WORKLOAD_ADDRESS']} (RAY_WORKLOAD_ADDRESS)\n".encode()
     stopped = run("stop", "found", env=remote)
     assert (stopped.returncode, stopped.stderr) == (0, announced + b"ray-workload: job found had ended: FAILED\n")
@@ -205,3 +205,49 @@ def test_modules_in_the_current_folder_are_the_jobs_only(run: Cli, tmp_path: Pat
 def test_help_names_the_command_that_no_file_can_hide(run: Cli) -> None:
     assert run("submit", "--help").stdout.startswith(b"Usage: ray-workload submit ")
     assert b"Try 'ray-workload submit --help'" in run("submit", "--no-such-option").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "hint"),
+    [
+        (["ends.py", "2", "--detach"], 2, "the script got --detach, because it comes after the script's name"),
+        (["ends.py", "2", "--timeout=5"], 2, "if --timeout is meant for submit, put it before the script"),
+        (["ends.py", "3", "--detach"], 3, ""),
+        (["ends.py", "2", "--other"], 2, ""),
+        (["--", "echo a && echo b"], 127, "for a line of shell, use -- bash -c 'echo a && echo b'"),
+        (["--", "no-such-program"], 127, ""),
+        (["--", "no-such-program", "a b"], 127, ""),
+    ],
+)
+def test_a_job_that_fails_for_a_misplaced_word_gets_a_hint(
+    words: list[str], code: int, hint: str, run: Cli, remote: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "ends.py").write_text("import sys; sys.exit(int(sys.argv[1]))")
+    done = run("submit", *words, env=remote)
+    *_, ended, last = done.stderr.decode().splitlines()
+    assert done.returncode == code
+    assert f" failed with exit code {code} after " in (ended if hint else last)
+    assert hint in last
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("seq 1 100000; exec sleep 60", "the job goes on; follow it with ray-workload logs --follow "),
+        ("seq 1 100000", "job left succeeded"),
+    ],
+    ids=["running", "ended"],
+)
+def test_a_reader_that_leaves_is_told_what_becomes_of_the_job(
+    script: str, words: str, run: Cli, remote: dict[str, str], tmp_path: Path
+) -> None:
+    name = "left" if "sleep" not in script else "left-running"
+    with started("submit", "--id", name, "--", "sh", "-c", script, cwd=tmp_path, env=remote) as submit:
+        assert submit.stdout
+        submit.stdout.read(1)
+        if name == "left":
+            until(lambda: b"SUCCEEDED" in run("status", name, env=remote).stdout, 30)
+        submit.stdout.close()
+        assert submit.wait(30) == 141
+        assert submit.stderr and words in submit.stderr.read().decode().splitlines()[-1]
+    run("stop", name, env=remote)

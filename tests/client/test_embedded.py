@@ -225,6 +225,7 @@ def test_a_reader_that_leaves_ends_it(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=60)
     assert done.returncode == 141, done.stderr
     assert b"Traceback" not in done.stderr
+    assert re.search(rb"ray-workload: job \S+ (ends with its Ray|succeeded)\n$", done.stderr)
     assert not heads()
 
 

@@ -527,7 +527,7 @@ root = Path(sys.argv[1])
 try:
     if sys.argv[3] == "pack":
         info = (root / "closed").stat()
-        entry = Entry("closed", root / "closed", 1, (info.st_dev, info.st_ino))
+        entry = Entry("closed", root / "closed", 1, (info.st_dev, info.st_ino), info.st_mtime)
         Upload(Listing(root, (entry,)), ()).packed()
     print([entry.path for entry in listing(root).entries])
 except UsageError as error:

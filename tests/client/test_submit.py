@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -71,13 +72,40 @@ def test_the_same_id_attaches_and_another_spec_is_refused(as_remote: Path, run: 
     again = run("submit", "--id", "same", "a.py")
     assert (first.returncode, again.returncode) == (5, 5)
     assert first.stdout == again.stdout and first.stdout.count(b"once\n") == 1
-    assert b"exists: attached to it" in again.stderr and b"attached" not in first.stderr
-    for change in (["a.py", "more"], ["--num-cpus", "1", "a.py"], ["--env", "A=b", "a.py"]):
+    assert re.search(rb": job same ended \d+ s ago; nothing was run\n", again.stderr)
+    assert b"nothing was run" not in first.stderr
+    changes: dict[str, list[str]] = {
+        "entrypoint": ["a.py", "more"],
+        "runtime_env or resources": ["--num-cpus", "1", "a.py"],
+        "runtime_env": ["--env", "A=b", "a.py"],
+        "entrypoint and runtime_env": ["--env", "A=b", "a.py", "more"],
+    }
+    for what, change in changes.items():
         other = run("submit", "--id", "same", *change)
         assert other.returncode == 1
-        assert b"another job, with a different entrypoint, runtime_env or resources, has the id same: " in other.stderr
+        assert f"another job, with a different {what}, has the id same: give another --id\n" in other.stderr.decode()
+    (as_remote / "left.py").write_text("")
+    os.utime(as_remote / "left.py", (0, 0))  # like a file that was moved here
+    other = run("submit", "--id", "same", "a.py")
+    assert b"another job, with a different folder, has the id same: give another --id" in other.stderr
     (as_remote / "a.py").write_text("print('changed')")
-    assert run("submit", "--id", "same", "a.py").returncode == 1
+    other = run("submit", "--id", "same", "a.py")
+    assert other.returncode == 1
+    assert b"a different folder (changed since then: a.py), has the id same: " in other.stderr
+
+
+def test_a_log_of_an_earlier_submit_is_named_as_the_difference(as_remote: Path) -> None:
+    (as_remote / "a.py").write_text("")
+    command = [sys.executable, "-m", "client", "submit", "--id", "logged", "--", "true"]
+    for number, code in ((1, 0), (2, 1)):
+        with open(as_remote / f"o{number}.log", "wb") as out:
+            done = subprocess.run(command, cwd=as_remote, stdout=out, stderr=subprocess.PIPE, check=False)
+        assert done.returncode == code, done.stderr
+    assert b"with a different folder (changed since then: o1.log), has the id logged: " in done.stderr
+    with open(as_remote / "o1.log", "ab") as out:
+        (as_remote / "o2.log").unlink()
+        done = subprocess.run(command, cwd=as_remote, stdout=out, stderr=out, check=False)
+    assert done.returncode == 0, "our own output is no part of the upload"
 
 
 def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Target, run: Cli) -> None:
@@ -157,6 +185,29 @@ def test_a_dry_run_asks_nobody(as_remote: Path, run: Cli) -> None:
     data = json.loads(run("submit", *options, "-o", "json", "a.py").stdout)
     assert data["upload"] == [{"path": "a.py", "bytes": 1000}] and data["withheld"] == ["k.pem"]
     assert data["runtime_env"]["working_dir"].startswith("gcs://_ray_pkg_")
+
+
+@pytest.mark.parametrize(
+    ("files", "script", "path"),
+    [
+        (["work/a.py"], "a.py", "a.py"),
+        (["work/a.py", "a.py"], "a.py", "a.py"),
+        (["work/a.py", "work/work/a.py"], "work/a.py", "a.py"),
+        (["work/sub/a.py"], "sub/a.py", "sub/a.py"),
+    ],
+)
+def test_a_script_is_also_found_in_the_working_directory(
+    files: list[str], script: str, path: str, as_remote: Path
+) -> None:
+    for file in files:
+        (as_remote / file).parent.mkdir(parents=True, exist_ok=True)
+        (as_remote / file).write_text("")
+    assert Request(script=script, working_dir="work").script_path == path
+    (as_remote / "work" / "left.py").mkdir()
+    (as_remote / "left.py").write_text("")
+    for outside, words in (("left.py", "is outside the working directory"), ("nope.py", "there is no script nope.py")):
+        with pytest.raises(client.UsageError, match=words):
+            Request(script=outside, working_dir="work")
 
 
 def test_the_python_api(as_remote: Path, head: Target) -> None:
