@@ -6,6 +6,7 @@ Service CLUSTER-api, with the ports `dashboard` and `agent`, is preferred to the
 
 import base64
 from collections import Counter
+from contextlib import suppress
 from functools import cached_property
 from urllib.parse import quote, urlsplit
 
@@ -47,8 +48,11 @@ def find(api: Api, namespace: str | None, name: str | None) -> Object:
     if api.get(RAY) is None:
         what = f"{api.login.server.url} has no RayCluster resource definition"
         raise Unreachable(what, "install the chart there first (`helm install`)")
-    wanted = f"RayCluster {name}" if name else "RayCluster"
-    raise Unreachable(f"there is no {wanted} in {where}", "install the chart, or give another address")
+    hint, wanted = "install the chart, or give another address", f"RayCluster {name}" if name else "RayCluster"
+    with suppress(NotAuthorised):
+        if others := sorted(address_of(api.login, *path(c).split("/")) for c in clusters(api, None)):
+            hint = f"give another address: {', '.join(others)}"
+    raise Unreachable(f"there is no {wanted} in {where}", hint)
 
 
 def address_of(login: Login, namespace: str, name: str) -> str:
