@@ -1,14 +1,16 @@
 """What `doctor` checks in Kubernetes, from the kubeconfig to the permissions of the login."""
 
+import os
 import re
 from contextlib import suppress
 
 from client.doctor.report import FAIL, OK, WARN, Report
-from client.errors import Forbidden, NotAuthorised, NotFound
+from client.errors import Forbidden, NotAuthorised, NotFound, UsageError
+from client.kube import kubeconfig
 from client.kube import login as kube_login
 from client.kube.api import Api, Object, is_deleted, is_ready, node_type
 from client.kube.cluster import DASHBOARD, RAY, Cluster, find, head_ready, path, token, token_ref
-from client.targets.kubernetes import parts
+from client.targets import context_address, kubernetes
 
 _OPERATOR = "app.kubernetes.io/name=kuberay-operator"
 _INSTALL = "install the chart: `helm install ray charts/ray-workload -n NAMESPACE --create-namespace`"
@@ -25,7 +27,7 @@ def examine(report: Report, address: str) -> bool:
         Whether the cluster exists, ready or not.
     """
     with report.attempt("kubeconfig"):
-        context, namespace, name = parts(address)
+        context, namespace, name = kubernetes.parts(address)
         login = kube_login.login(context)
         source = f"{kube_login.source()}: context {login.context}" if login.context else "the account of this pod"
         report.add("kubeconfig", OK, f"{source}, namespace {login.namespace}")
@@ -40,6 +42,28 @@ def examine(report: Report, address: str) -> bool:
             _cluster(report, Cluster(api, found), found)
             return True
     return False
+
+
+def examine_unused(report: Report) -> None:
+    """Say what the kubeconfig has that is not used where no address is given."""
+    for file in filter(None, os.environ.get("KUBECONFIG", "").split(os.pathsep)):
+        if not os.path.isfile(file):
+            report.add("kubeconfig", WARN, f"KUBECONFIG names {file}, which is not a file", "correct or unset it")
+    if not (source := kube_login.source()):
+        return
+    name, is_local = kube_login.current_context()
+    if not name:
+        try:
+            kubeconfig.load(None)
+        except UsageError as error:
+            report.add("kubeconfig", WARN, error.what, error.hint)
+        return
+    found, address = f"{source}: context {name} is not used, because", context_address(name)
+    if not is_local:
+        why = "its cluster is not on this machine"
+        report.add("kubeconfig", OK, f"{found} {why}; to use it, give --address {address}")
+    elif not kubernetes.has_cluster(name):
+        report.add("kubeconfig", WARN, f"{found} no RayCluster was found", f"run `doctor --address {address}`")
 
 
 def _server(report: Report, api: Api) -> bool:

@@ -10,7 +10,7 @@ from client.doctor.report import OK, WARN, Check, Report
 from client.errors import NotAuthorised
 from client.http import Http
 from client.ray_api.jobs import RayJobs
-from client.targets import Address, connect, resolve
+from client.targets import UNASKED, Address, connect, resolve
 from client.targets.embedded import target as embedded
 from client.targets.url import find_token
 
@@ -28,6 +28,8 @@ def examine(address: str | None, show: Callable[[Check], object]) -> Report:
         report.add("address", OK, f"{chosen.value} ({chosen.source})")
         if chosen.warning:
             report.add("address", WARN, chosen.warning, "unset RAY_ADDRESS, or give --address")
+        if chosen.source == UNASKED:
+            kubernetes.examine_unused(report)
         if chosen.scheme == "kubernetes":
             if not kubernetes.examine(report, chosen.value):
                 return report

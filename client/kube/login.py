@@ -105,13 +105,19 @@ def in_pod() -> bool:
     return "KUBERNETES_SERVICE_HOST" in os.environ and (_ACCOUNT / "token").is_file()
 
 
-def local_context() -> str | None:
-    """The current context of the kubeconfig, if its cluster is on this machine."""
+def current_context() -> tuple[str | None, bool]:
+    """The current context of the kubeconfig, if there is one, and whether its cluster is on this machine."""
     try:
         context = kubeconfig.load(None)
-        return context.name if context.is_local else None
+        return context.name, context.is_local
     except (UsageError, ValueError, TypeError, AttributeError):
-        return None  # `login` reports what is wrong with it
+        return None, False  # `login` reports what is wrong with it
+
+
+def local_context() -> str | None:
+    """The current context of the kubeconfig, if its cluster is on this machine."""
+    name, is_local = current_context()
+    return name if is_local else None
 
 
 def source() -> str:

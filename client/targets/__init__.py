@@ -15,6 +15,7 @@ from urllib.parse import quote
 from client.errors import UsageError
 from client.targets.target import Runtime, Target
 
+UNASKED = "no other address is set"
 _FORMS = "give embedded, kubernetes://CONTEXT/NAMESPACE/CLUSTER or http(s)://HOST:PORT"
 
 
@@ -75,7 +76,7 @@ def _find(flag: str | None) -> Address:
         if rays.startswith(("http://", "https://")):
             return Address(rays, "RAY_ADDRESS")
         warning = f"RAY_ADDRESS={rays} is ignored, it is not an http address"
-    found = _configured() or _discovered() or Address("embedded", "no other address is set")
+    found = _configured() or _discovered() or Address("embedded", UNASKED)
     return Address(found.value, found.source, found.from_file, warning)
 
 
@@ -92,7 +93,12 @@ def _discovered() -> Address | None:
     if login.in_pod():
         return Address("kubernetes", "the cluster of this pod") if kubernetes.has_cluster(None) else None
     found = kubernetes.has_cluster(context)
-    return Address(f"kubernetes://{quote(context or '', safe='')}", "a cluster on this machine") if found else None
+    return Address(context_address(context or ""), "a cluster on this machine") if found else None
+
+
+def context_address(context: str) -> str:
+    """The --address of a context of the kubeconfig."""
+    return f"kubernetes://{quote(context, safe='')}"
 
 
 def _configured() -> Address | None:
@@ -141,5 +147,20 @@ def connect(address: Address, *, start_in: Path | None = None) -> AbstractContex
     if (kept := embedded.warm()) is not None:
         return nullcontext(kept)
     if start_in is None:
-        raise UsageError("there is no cluster", "start one with `up embedded`, or give its --address")
+        raise _no_cluster()
     return embedded.cold(start_in)
+
+
+def _no_cluster() -> UsageError:
+    """The error that names what is there, but is not taken unasked."""
+    from client.kube import login
+    from client.targets.embedded import folder
+
+    what, hint = "there is no cluster", "start one with `up embedded`, or give its --address"
+    if heads := ", ".join(f"process {pid} in {cwd}" for pid, cwd in folder.owners()):
+        what += f" except for the Ray of another client's own ({heads})"
+    name, is_local = login.current_context()
+    if name and not is_local:
+        other = "for the current context of the kubeconfig, which is not on this machine"
+        hint += f"; {other}: --address {context_address(name)}"
+    return UsageError(what, hint)

@@ -119,6 +119,33 @@ def test_nothing_at_all(run: Cli) -> None:
     assert "embedded" in found["address"]["found"] and "submit" in found["ray"]["found"]
 
 
+def test_a_context_that_is_not_used_is_told(run: Cli, tmp_path: Path, closed: str) -> None:
+    found = lines(run, code=0, env={"KUBECONFIG": str(config(tmp_path, "https://34.1.2.3", {}))})
+    assert list(found) == ["address", "kubeconfig", "ray"]
+    assert found["kubeconfig"]["status"] == "ok"
+    assert found["kubeconfig"]["found"] == (
+        f"{tmp_path / 'config'}: context far is not used, because its cluster is not on this machine; "
+        "to use it, give --address kubernetes://far"
+    )
+    found = lines(run, code=0, env={"KUBECONFIG": str(config(tmp_path, f"https://{closed}", {}, "kind-off"))})
+    assert found["kubeconfig"]["status"] == "warn" and "--address kubernetes://kind-off" in found["kubeconfig"]["fix"]
+    assert "context kind-off is not used, because no RayCluster" in found["kubeconfig"]["found"]
+    assert list(lines(run, "--address", "embedded", code=0)) == ["address", "ray"]
+
+
+def test_a_kubeconfig_that_cannot_be_read_is_told(run: Cli, tmp_path: Path) -> None:
+    found = lines(run, code=0, env={"KUBECONFIG": "/nowhere"})
+    assert found["kubeconfig"] == {
+        "check": "kubeconfig",
+        "status": "warn",
+        "found": "KUBECONFIG names /nowhere, which is not a file",
+        "fix": "correct or unset it",
+    }
+    (tmp_path / "config").write_text("clusters: 3")
+    found = lines(run, code=0, env={"KUBECONFIG": str(tmp_path / "config")})
+    assert found["kubeconfig"]["status"] == "warn" and "is not a kubeconfig" in found["kubeconfig"]["found"]
+
+
 @pytest.mark.parametrize("address", ["nonsense", "ftp://x", "http://", "http://a:b@c", "kubernetes://a/b/c/d"])
 def test_nonsense_for_an_address(run: Cli, address: str) -> None:
     assert any(check["status"] == "FAIL" for check in lines(run, "--address", address, code=1).values())

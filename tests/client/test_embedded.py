@@ -159,6 +159,20 @@ def test_what_a_head_left_that_was_killed_with_its_keeper_is_removed(
     assert not folder.exists()
 
 
+def test_whose_own_ray_is_there_is_said_where_no_other_is(
+    run: Cli, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    with started("submit", "--id", "theirs", script(WAITS), cwd=tmp_path) as client:
+        printed_head(client)
+        done = run("logs", "theirs")
+        assert done.returncode == 2
+        said = done.stderr.decode()
+        assert "there is no cluster except for the Ray of another client's own (" in said
+        assert f"process {client.pid} in {tmp_path}" in said and "): start one with `up embedded`" in said
+        client.send_signal(signal.SIGTERM)
+        client.communicate(timeout=60)
+
+
 def test_ctrl_c_stops_the_job_and_ends_its_ray(script: Callable[[str], str], tmp_path: Path) -> None:
     with started("submit", script(WAITS), cwd=tmp_path) as client:
         printed_head(client)

@@ -114,6 +114,51 @@ def test_a_remote_context_is_never_taken_unasked(tmp_path: Path, monkeypatch: py
     assert resolve(None).value == "embedded"
 
 
+def test_a_remote_context_is_named_where_there_is_no_cluster(run: Cli, tmp_path: Path) -> None:
+    env = {"KUBECONFIG": str(config(tmp_path, "https://34.1.2.3", {}, "far@gke"))}
+    for command in (["list"], ["status"], ["logs", "x"], ["submit", "--detach", "--", "true"]):
+        done = run(*command, env=env)
+        assert done.returncode == 2
+        assert done.stderr.decode().splitlines()[-1] == (
+            "ray-workload: there is no cluster: start one with `up embedded`, or give its --address; for the current "
+            "context of the kubeconfig, which is not on this machine: --address kubernetes://far%40gke"
+        )
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("kubernetes://far/nope", "there is no RayCluster in namespace nope of context far"),
+        ("kubernetes://far//nope", "there is no RayCluster nope in any namespace of context far"),
+        ("kubernetes://far/team/nope", "there is no RayCluster nope in namespace team of context far"),
+    ],
+)
+def test_a_wrong_namespace_or_cluster_lists_those_that_exist(address: str, what: str, run: Cli, tmp_path: Path) -> None:
+    there = [{"metadata": {"namespace": "team", "name": name}} for name in ("b", "a")]
+
+    def answer(handler: Any, _: bytes) -> tuple[int, dict[str, str], bytes]:
+        items = [] if "/namespaces/nope/" in handler.path else there
+        return 200, {"Content-Type": "application/json"}, json.dumps({"items": items}).encode()
+
+    def answer_without_others(handler: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        if handler.path == "/apis/ray.io/v1/rayclusters" or "/namespaces/team/" in handler.path:
+            status = {"kind": "Status", "message": "rayclusters.ray.io is forbidden"}
+            return 403, {"Content-Type": "application/json"}, json.dumps(status).encode()
+        return answer(handler, body)
+
+    with serving(answer) as url:
+        done = run("list", "--address", address, env={"KUBECONFIG": str(config(tmp_path, url, {"token": "t"}))})
+    assert (done.returncode, done.stderr.decode()) == (
+        69,
+        f"ray-workload: {what}: give another address: kubernetes://far/team/a, kubernetes://far/team/b\n",
+    )
+    if address.endswith("far/nope"):
+        with serving(answer_without_others) as url:
+            done = run("list", "--address", address, env={"KUBECONFIG": str(config(tmp_path, url, {"token": "t"}))})
+        assert done.returncode == 69
+        assert done.stderr.decode() == f"ray-workload: {what}: install the chart, or give another address\n"
+
+
 def test_a_local_context_that_is_down_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
 ) -> None:

@@ -18,6 +18,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from client.errors import ClientError
 
 _FRESH_SECONDS = 30.0  # a directory younger than this may not have taken its lock yet
@@ -45,6 +47,17 @@ def lock(directory: Path, kind: int = fcntl.LOCK_EX) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def owners() -> list[tuple[int, str]]:
+    """The clients of the cold heads: the process id of each, and the folder that its head was started in."""
+    found = []
+    for directory in base().iterdir():
+        with suppress(OSError, ValueError, psutil.Error):
+            keeper = psutil.Process(int((directory / "lock").read_text()))
+            if directory.name != "warm" and str(directory) in keeper.cmdline():  # else the process id is a stranger's
+                found.append((keeper.ppid(), keeper.cwd()))
+    return found
 
 
 def _disown(directory: Path, lock: int) -> None:
