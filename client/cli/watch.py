@@ -64,11 +64,16 @@ def watch(
     from client.cli import output
     from client.job.hints import hint
 
+    began = time.time()
     sink = output.Sink(to_stderr=as_json, offset=offset)
     try:
         if note:
             output.note(note)
         ended = job.wait(sink.write, output.note, offset=offset)
+    except ContactLost as error:
+        if why := job.target.out_of_memory(began, ""):
+            raise ContactLost(error.what, why) from error
+        raise
     except BrokenPipeError:
         _say_what_becomes_of(ctx, job, address)
         raise
@@ -77,7 +82,10 @@ def watch(
     except KeyboardInterrupt:
         _interrupted(ctx, job, sink, address, on_interrupt)
     output.print_result(ended)  # before the JSON, which may fail
-    advice = hint(ended.job.message or "", ended.exit_code, job.target.runtime) or (hints or {}).get(ended.exit_code)
+    reason = ended.job.message or ""
+    advice = hint(reason, ended.exit_code, job.target.runtime) or (hints or {}).get(ended.exit_code)
+    if ended.job.was_killed:
+        advice = job.target.out_of_memory((ended.job.submit_time or 0) / 1000, reason)
     if advice:
         output.note(advice)
     try:

@@ -150,6 +150,16 @@ def why_not_ready(pod: Object) -> str:
     return f"pod {name} is starting"
 
 
+def oom_killed(pod: Object, since: float) -> bool:
+    """Whether the kernel killed a container of a pod after a Unix time, because its memory ran out."""
+    containers = pod.get("status", {}).get("containerStatuses", ())
+    ends = [c.get(state, {}).get("terminated") or {} for c in containers for state in ("state", "lastState")]
+    return any(
+        end.get("reason") == "OOMKilled" and datetime.fromisoformat(end["finishedAt"]).timestamp() >= since
+        for end in ends
+    )
+
+
 def started(pod: Object) -> bool:
     """Whether any container of a pod has ever started, not counting init containers."""
     containers = pod.get("status", {}).get("containerStatuses", ())

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from client.errors import RUN_DOCTOR, ClientError, NotAuthorised, NotFound, TimedOut, Unreachable, UsageError
 from client.http import is_token
-from client.kube.api import Api, Object, group, is_deleted, is_ready, node_type
+from client.kube.api import Api, Object, group, is_deleted, is_ready, node_type, oom_killed
 from client.kube.login import Login
 from client.wait import Note, wait
 
@@ -223,6 +223,21 @@ class Cluster:
             "pods_ready": {name: ready[name] for name in ("head", *workers)},
             "pods_wanted": {"head": 1, **workers},
         }
+
+    def out_of_memory(self, since: float, said: str) -> str:
+        """The pod that ran out of memory after a Unix time, and the chart's value to raise; "" if none is known.
+
+        Args:
+            since: earlier ends of containers do not count.
+            said: by Ray, which may end a process before the kernel does, and names its node by IP.
+        """
+        for pod in self.pods():
+            name, ip = group(pod), pod.get("status", {}).get("podIP")
+            word = "OOMKilled" if oom_killed(pod, since) else "Ray's OutOfMemoryError"
+            if word == "OOMKilled" or f"Memory on the node (IP: {ip}," in said:
+                value = "head.memory" if name == "head" else f"workerGroups.{name}.memory, or workers.memory,"
+                return f"pod {pod['metadata']['name']} ran out of memory ({word}): raise {value} in the chart's values"
+        return ""
 
     def why_not_ready(self) -> str:
         """Why the head takes no jobs, or "" if it does."""

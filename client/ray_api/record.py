@@ -1,5 +1,6 @@
 """What the server knows of a job, and the exit code that follows from it."""
 
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TIMEOUT_SIGNAL = signal.SIGALRM  # the signal by which an entrypoint with a --timeout ends itself, once it ran too long
+_KILLED = re.compile("WorkerCrashedError|ActorDiedError|OutOfMemoryError|NodeDiedError")  # in the last lines of its log
 _TIMED_OUT, _STOPPED, _NO_CODE = 124, 143, 1
 
 
@@ -46,6 +48,12 @@ class JobRecord:
     def finished(self) -> bool:
         """True once the status is final."""
         return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it failed because a process of it was killed, as far as that is known."""
+        by_kernel = self.driver_exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        return self.status == "FAILED" and (by_kernel or bool(_KILLED.search(self.message or "")))
 
     @property
     def seconds(self) -> float | None:

@@ -5,7 +5,7 @@ a pod, directly; by a port-forward only where the login may not use the proxy.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -19,7 +19,9 @@ from client.ray_api.http import token_refusal
 from client.ray_api.jobs import RayJobs
 from client.targets.resources import groups
 from client.targets.target import Runtime, Target
-from client.wait import Note
+from client.wait import Note, wait
+
+_KUBELET_SECONDS = 3.0  # until a pod's status shows that a container was killed
 
 
 def parts(address: str) -> tuple[str | None, str | None, str | None]:
@@ -94,6 +96,19 @@ class KubernetesTarget(Target):
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
         """The head and the worker groups."""
         return groups(self._object)
+
+    def out_of_memory(self, since: float, said: str) -> str:
+        """A pod whose kubelet or whose Ray says so; the kubelet's word comes a moment late."""
+        found = ""
+
+        def why() -> str:
+            nonlocal found
+            found = self.cluster.out_of_memory(since, said)
+            return "" if found else "no pod says so"
+
+        with suppress(ClientError):
+            wait(why, _KUBELET_SECONDS, poll=0.5)
+        return found
 
     def facts(self) -> Mapping[str, object]:
         """The release, and how many pods are ready."""

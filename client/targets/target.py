@@ -67,6 +67,10 @@ class Target(Protocol):
         """The kinds of nodes that the cluster can have, with the resources of each as Ray names them, if known."""
         return None
 
+    def out_of_memory(self, since: float, said: str) -> str:
+        """What ran out of memory after a Unix time, and what to raise; "" if that is not known. Ray `said` the rest."""
+        return ""
+
     def facts(self) -> Mapping[str, object]:
         """What else `status` shows, by name."""
         return {}

@@ -325,6 +325,19 @@ def test_a_killed_head_that_is_being_removed_is_neither_used_nor_ended(killed: t
     assert psutil.pid_exists(stranger) and psutil.Process(stranger).status() != psutil.STATUS_ZOMBIE
 
 
+def test_a_kill_by_the_kernel_is_told(
+    killed: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count itself is a stand-in: a real kill would need a machine without memory."""
+    assert re.search(r"^oom_kill \d+$", embedded._VMSTAT.read_text(), re.MULTILINE)
+    monkeypatch.setattr(embedded, "_VMSTAT", tmp_path / "vmstat")
+    (tmp_path / "vmstat").write_text("nr_free_pages 5\noom_kill 3\n")
+    target = embedded.EmbeddedTarget(killed[0])
+    assert target.out_of_memory(0, "") == ""
+    (tmp_path / "vmstat").write_text("nr_free_pages 5\noom_kill 4\n")
+    assert target.out_of_memory(0, "").startswith("memory ran out on this machine")
+
+
 def test_no_room_for_a_head(run: Cli) -> None:
     with tempfile.TemporaryDirectory(prefix="rwt", dir="/tmp") as folder:
         (Path(folder) / f"rw-{os.getuid()}").touch()

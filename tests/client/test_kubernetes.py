@@ -8,7 +8,9 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from client.errors import UsageError
 from client.http import Http, Server
 from client.kube import login
 from client.kube.api import Api
+from client.ray_api.jobs import RayJobs
 from client.targets import kubernetes, resolve
-from tests.client.server import serving
+from client.targets.target import Target
+from tests.client.server import Handler, forward, serving
 from tests.client.test_login import config as config  # imported by other tests
 from tests.conftest import Cli
 
@@ -225,3 +229,81 @@ def test_an_api_server_that_has_never_heard_of_ray(run: Cli, tmp_path: Path) -> 
         assert b"has no RayCluster resource definition" in done.stdout.splitlines()[-1]
         done = run("list", env=env)  # without an address on the command line, the cluster is ignored
         assert (done.returncode, b"address embedded" in done.stderr) == (2, True), done.stderr
+
+
+@contextmanager
+def a_cluster(head: Target, pod: dict[str, Any], lose: Callable[[str], bool] = lambda _: False) -> Iterator[str]:
+    """Serve an API server with a RayCluster, whose Ray is the head, and yield its URL. `lose` makes paths a 404."""
+    spec = {"headGroupSpec": {"template": {"spec": {"containers": [{"name": "ray-head"}]}}}}
+    ready = {"conditions": [{"type": "HeadPodReady", "status": "True"}]}
+    cluster = {"metadata": {"namespace": "team", "name": "ray"}, "spec": spec, "status": ready}
+
+    def answer(handler: Handler, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        _, is_proxy, handler.path = handler.path.rpartition("/http:ray-head-svc:8265/proxy")
+        if is_proxy:
+            if lose(handler.path):
+                return 404, {"Content-Type": "text/plain"}, b"Job does not exist"
+            handler.headers.replace_header("Authorization", head.http.server.headers["Authorization"])
+            return forward(head.http.server.url, handler, body)
+        items = [pod] if "/pods?" in handler.path else [cluster]
+        found = cluster if handler.path.endswith("/rayclusters/ray") else {"items": items}
+        return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
+
+    with serving(answer) as url:
+        yield url
+
+
+def killed_pod(labels: dict[str, str], seconds: int) -> dict[str, Any]:
+    """A pod with a container that was killed so many seconds from now."""
+    ended = (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    killed = {"state": {"running": {}}, "lastState": {"terminated": {"reason": "OOMKilled", "finishedAt": ended}}}
+    status = {"podIP": "10.9.0.7", "containerStatuses": [{"state": {"running": {}}}, killed]}
+    return {"metadata": {"name": "ray-pod", "labels": labels}, "status": status}
+
+
+HEAD, WORKER = {"ray.io/node-type": "head"}, {"ray.io/node-type": "worker", "ray.io/group": "big"}
+KILLED = "kill -9 $$"
+ENDED_BY_RAY = "echo 'OutOfMemoryError: Memory on the node (IP: 10.9.0.7, ID: 5) was 3.9GB / 4GB'; exit 1"
+
+
+@pytest.mark.parametrize(
+    ("labels", "seconds", "script", "words"),
+    [
+        (HEAD, 60, KILLED, "(OOMKilled): raise head.memory in the chart's values"),
+        (WORKER, 60, KILLED, "(OOMKilled): raise workerGroups.big.memory, or workers.memory, in the chart's values"),
+        (HEAD, -60, ENDED_BY_RAY, "(Ray's OutOfMemoryError): raise head.memory in the chart's values"),
+        (HEAD, -60, KILLED, ""),
+        (HEAD, 60, "exit 1", ""),
+    ],
+)
+def test_a_job_that_failed_for_want_of_memory_says_what_to_raise(
+    labels: dict[str, str], seconds: int, script: str, words: str, run: Cli, head: Target, tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text("")
+    with a_cluster(head, killed_pod(labels, seconds)) as url:
+        env = {"KUBECONFIG": str(config(tmp_path, url, {"token": "t"}))}
+        done = run("submit", "--address", "kubernetes://far", "--", "sh", "-c", script, env=env)
+    assert done.returncode == (137 if script == KILLED else 1), done.stderr
+    last = done.stderr.decode().splitlines()[-1]
+    assert last == f"ray-workload: pod ray-pod ran out of memory {words}" if words else " failed with exit " in last
+
+
+def test_a_head_that_restarted_for_want_of_memory_says_what_to_raise(
+    run: Cli, head: Target, jobs: RayJobs, tmp_path: Path
+) -> None:
+    jobs.submit_plain({"entrypoint": "sleep 60", "submission_id": "lost-with-head"})
+    asked: list[str] = []
+
+    def lose(path: str) -> bool:
+        asked.append(path)
+        return path == "/api/jobs/lost-with-head" and asked.count(path) > 4
+
+    with a_cluster(head, killed_pod(HEAD, 60), lose) as url:
+        env = {"KUBECONFIG": str(config(tmp_path, url, {"token": "t"}))}
+        done = run("logs", "--address", "kubernetes://far", "--follow", "lost-with-head", env=env)
+    jobs.stop("lost-with-head")
+    assert done.returncode == 75
+    assert done.stderr.decode().splitlines()[-1] == (
+        "ray-workload: job lost-with-head was lost when the Ray head restarted: "
+        "pod ray-pod ran out of memory (OOMKilled): raise head.memory in the chart's values"
+    )

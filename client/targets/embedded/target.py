@@ -29,6 +29,8 @@ from client.wait import Note
 _HEAD = str(Path(__file__).with_name("head.py"))
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
+_VMSTAT = Path("/proc/vmstat")
+_OUT_OF_MEMORY = "memory ran out on this machine meanwhile, and the kernel killed a process: use less memory at a time"
 _PORTS = range(20000, 30000)
 
 # An address or a token meant for another Ray would lead the head's own processes there.
@@ -141,6 +143,13 @@ def _wait_ready(directory: Path, process: "subprocess.Popen[bytes]", log: IO[byt
         time.sleep(0.02)
 
 
+def _killed_by_kernel() -> int:
+    """How many processes the kernel has killed because memory ran out, here or in a container; 0 if not known."""
+    with suppress(OSError):
+        return sum(int(line.split()[1]) for line in _VMSTAT.read_text().splitlines() if line.startswith("oom_kill "))
+    return 0
+
+
 class EmbeddedTarget(Target):
     """A head in a folder of this machine."""
 
@@ -151,6 +160,7 @@ class EmbeddedTarget(Target):
         self._directory, self._started, self._head = directory, started, _head(directory)
         self._url = f"http://127.0.0.1:{self._head.dashboard_port}"
         self.runtime, self.ends_with_us = Runtime(self._head.python, in_place=True, secrets={}), started is not None
+        self._killed_before = _killed_by_kernel()
         headers = {"Authorization": f"Bearer {(directory / 'token').read_text()}"}
         self.http = Http(Server(self._url, headers), token_refusal(sent=True, hint="run `down embedded`"))
 
@@ -170,6 +180,10 @@ class EmbeddedTarget(Target):
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
         """None: there is this node alone."""
         return ()
+
+    def out_of_memory(self, since: float, said: str) -> str:
+        """Whether the kernel killed a process of this machine since the target was made."""
+        return _OUT_OF_MEMORY if _killed_by_kernel() > self._killed_before else ""
 
     def runs_in(self, folder: Path) -> bool:
         """Whether the head was started in it."""
