@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from client.cli.help import Command
 from client.cli.options import address_option, output_option
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
 
-@click.command()
+@click.command(cls=Command, examples=("doctor", "doctor --address kubernetes"))
 @address_option
 @output_option
 @click.pass_context

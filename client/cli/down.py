@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from client.cli.cluster import context_option, log_in, namespace_option, refuse_options, status_line, target_argument
+from client.cli.help import Command
 from client.errors import ClientError, HelmFailed, HookStuck, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _REMAINS_SECONDS = 120.0  # for what Kubernetes itself removes after a release
 
 
-@click.command()
+@click.command(cls=Command, examples=("down embedded", "down local --purge"))
 @target_argument
 @namespace_option
 @context_option

@@ -2,11 +2,17 @@
 
 import click
 
+from client.cli.help import Command
 from client.cli.options import address_option, choose
 from client.errors import UsageError
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.command(
+    "exec",
+    cls=Command,
+    examples=("exec", "exec --worker 0 -- nvidia-smi"),
+    context_settings={"allow_interspersed_args": False},
+)
 @address_option
 @click.option("--worker", type=click.IntRange(min=0), metavar="N", help="Use worker N, counted from 0, not the head.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")

@@ -1,11 +1,19 @@
 """The command `list`."""
 
+import time
+
 import click
 
-from client.cli.options import address_option, choose, output_option
+from client.cli.help import Command
+from client.cli.options import Duration, address_option, choose, output_option
 
 
-@click.command("list")
+@click.command(
+    "list",
+    cls=Command,
+    groups={"Which jobs": ("limit", "statuses", "mine", "name", "since")},
+    examples=("list --mine --since 24h", "list --status failed --status stopped -o json"),
+)
 @address_option
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Show at most N jobs."
@@ -17,15 +25,34 @@ from client.cli.options import address_option, choose, output_option
     type=click.Choice(["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"], case_sensitive=False),
     help="Show only jobs with this status.",
 )
+@click.option("--mine", is_flag=True, help="Show only jobs that you submitted, by your user name.")
+@click.option("--name", metavar="NAME", help="Show only jobs with this name.")
+@click.option("--since", type=Duration(), metavar="DURATION", help="Show only jobs submitted in this time until now.")
 @output_option
-def list_jobs(address: str | None, limit: int, statuses: tuple[str, ...], as_json: bool) -> None:
+def list_jobs(
+    address: str | None,
+    limit: int,
+    statuses: tuple[str, ...],
+    mine: bool,
+    name: str | None,
+    since: float | None,
+    as_json: bool,
+) -> None:
     """List the jobs of the cluster, newest first."""
     from client.cli import output
+    from client.job.submission import user
     from client.ray_api.jobs import RayJobs
     from client.targets import connect
 
     with connect(choose(address)) as target:
         jobs = RayJobs(target)
-        chosen = [job for job in jobs.list() if not statuses or job.status in statuses][:limit]
-        shown = jobs.with_start_times(chosen)
+        chosen = [
+            job
+            for job in jobs.list()
+            if (not statuses or job.status in statuses)
+            and (not mine or job.metadata.get("user") == user())
+            and (name is None or job.metadata.get("job_name") == name)
+            and (since is None or (job.submit_time or 0) >= (time.time() - since) * 1000)
+        ]
+        shown = jobs.with_start_times(chosen[:limit])
     output.print_json([output.job_data(job) for job in shown]) if as_json else output.print_jobs(shown)

@@ -1,24 +1,38 @@
 """The command `logs`."""
 
+from contextlib import nullcontext
+
 import click
 
+from client.cli.help import Command, complete_files
 from client.cli.options import address_option, choose
 
 
-@click.command()
+@click.command(cls=Command, examples=("logs -f ID", "logs -n 100 --output-file job.log ID"))
 @address_option
-@click.option("--follow", is_flag=True, help="Follow the log until the job has ended, and exit with its exit code.")
-@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Start with the last N lines.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Follow the log until the job has ended, and exit with its exit code."
+)
+@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Start with the last N lines.")
+@click.option(
+    "--output-file",
+    "file",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="Write the log to a file, which appears once it is whole.",
+)
 @click.argument("submission_id", metavar="ID")
 @click.pass_context
-def logs(ctx: click.Context, address: str | None, follow: bool, tail: int | None, submission_id: str) -> None:
+def logs(
+    ctx: click.Context, address: str | None, follow: bool, tail: int | None, file: str | None, submission_id: str
+) -> None:
     """Print a job's log."""
-    from client.cli.output import Sink, note
+    from client.cli.output import Sink, note, stdout_to
     from client.cli.watch import watch
     from client.job.follow import read_log, tail_offset
     from client.job.submit import attach
 
-    with attach(submission_id, choose(address)) as job:
+    with attach(submission_id, choose(address)) as job, stdout_to(file) if file else nullcontext():
         record = job.jobs.get(submission_id)
         offset = 0 if tail is None else tail_offset(job.jobs, record, tail)
         if follow:

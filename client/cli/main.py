@@ -14,6 +14,7 @@ from client.cli.dashboard import dashboard
 from client.cli.doctor import doctor
 from client.cli.down import down
 from client.cli.exec import exec_command
+from client.cli.help import WithExamples
 from client.cli.list import list_jobs
 from client.cli.logs import logs
 from client.cli.status import status
@@ -26,8 +27,14 @@ PROGRAM = "ray-workload"
 _INTERNAL, _BROKEN_PIPE = 70, 141
 _GC_THRESHOLD = 100_000  # imports only add objects: looking for garbage among them takes a sixth of their time
 
+_COMPLETION = {
+    "bash": 'eval "$(_RAY_WORKLOAD_COMPLETE=bash_source ray-workload)"',
+    "zsh": 'eval "$(_RAY_WORKLOAD_COMPLETE=zsh_source ray-workload)"',
+    "fish": "_RAY_WORKLOAD_COMPLETE=fish_source ray-workload | source",
+}
 
-class _Cli(click.Group):
+
+class _Cli(WithExamples, click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Exit with a code of its own when the reader of our output has left; click would make it 1."""
         try:
@@ -38,8 +45,19 @@ class _Cli(click.Group):
             close_stdout()
             ctx.exit(_BROKEN_PIPE)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, and how the shell learns to complete commands."""
+        super().format_epilog(ctx, formatter)
+        with formatter.section("Shell completion, a line for the startup file"):
+            for shell, line in _COMPLETION.items():
+                formatter.write(f"{'':>{formatter.current_indent}}{shell:<6}{line}\n")
 
-@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+
+@click.group(
+    cls=_Cli,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    examples=("submit jobs/simple_job.py", "logs -f ID"),
+)
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context

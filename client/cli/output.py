@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from client.errors import OutputLost
+from client.errors import OutputLost, UsageError
 from client.ray_api.record import JobRecord, JobResult
 from client.streams import reported, write_all
 
@@ -47,6 +47,32 @@ def _stdout() -> Iterator[None]:
     except OutputLost:
         close_stdout()
         raise
+
+
+@contextmanager
+def stdout_to(file: str) -> Iterator[None]:
+    """Send stdout to a file that appears once the command is done; what it was before stays until then.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    path, whole = os.path.realpath(file), False
+    partial = f"{path}.part"
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"cannot write {file}: not a regular file", "give another one")
+    try:
+        with open(partial, "wb") as opened:
+            os.dup2(opened.fileno(), sys.stdout.fileno())
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}", "give another one") from error
+    try:
+        yield
+        whole = True
+    except click.exceptions.Exit:  # the exit code of a job that was followed to its end
+        whole = True
+        raise
+    finally:
+        os.replace(partial, path) if whole else os.unlink(partial)
 
 
 def print_line(line: str) -> None:

@@ -2,10 +2,11 @@
 
 import click
 
+from client.cli.help import Command
 from client.cli.options import address_option, choose, output_option
 
 
-@click.command()
+@click.command(cls=Command, examples=("status", "status -o json ID"))
 @address_option
 @output_option
 @click.argument("submission_id", metavar="[ID]", required=False)

@@ -2,11 +2,12 @@
 
 import click
 
+from client.cli.help import Command
 from client.cli.options import Duration, address_option, choose, output_option
 from client.errors import TimedOut
 
 
-@click.command()
+@click.command(cls=Command, examples=("stop ID", "stop --grace 2m ID"))
 @address_option
 @click.option(
     "--grace",
@@ -29,7 +30,7 @@ def stop(address: str | None, grace: float, as_json: bool, submission_id: str) -
         jobs = RayJobs(target)
         job = stop_job(target, jobs, submission_id, grace)
         if not job.finished:
-            hint = f"follow it with `logs --follow {submission_id}`, or run `stop` again"
+            hint = f"follow it with `logs -f {submission_id}`, or run `stop` again"
             raise TimedOut(f"job {submission_id} was asked to end, and is still {job.status}", hint)
         job = jobs.with_start_times([job])[0]
     if as_json:

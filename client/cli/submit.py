@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from client.cli.help import Command, complete_files
 from client.cli.options import Duration, address_option, choose, output_option, pairs
-from client.cli.watch import sigterm_interrupts, watch
+from client.cli.watch import command_on, sigterm_interrupts, watch
 from client.errors import ClientError, Detached, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from client.job.submit import Plan
 
 
-class _SubmitCommand(click.Command):
+class _SubmitCommand(Command):
     """Takes `SCRIPT [ARGS]...` or `-- COMMAND...`, and records which of the two it was."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -34,9 +35,36 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     return {name: where if equals else None for name, equals, where in (value.partition("=") for value in values)}
 
 
-@click.command(cls=_SubmitCommand, context_settings={"allow_interspersed_args": False}, options_metavar="[OPTIONS]")
+@click.command(
+    cls=_SubmitCommand,
+    groups={
+        "What runs": (
+            "working_dir",
+            "env",
+            "secret_env",
+            "allow_plain",
+            "pip",
+            "requirements",
+            "runtime_env",
+            "job_file",
+        ),
+        "Where": ("address", "wait_cluster"),
+        "Resources": ("num_cpus", "num_gpus", "accelerator"),
+        "Identity": ("name", "tag", "submission_id"),
+        "How it ends": ("detach", "timeout", "on_interrupt"),
+        "Output": ("dry_run", "as_json"),
+    },
+    examples=("submit jobs/simple_job.py --tasks 4", "submit --id train-1 --num-gpus 1 --detach -- python train.py"),
+    context_settings={"allow_interspersed_args": False},
+    options_metavar="[OPTIONS]",
+)
 @address_option
-@click.option("--working-dir", metavar="DIR|URI", help="The job's working directory. Default: the current one.")
+@click.option(
+    "--working-dir",
+    metavar="DIR|URI",
+    shell_complete=complete_files,
+    help="The job's working directory. Default: the current one.",
+)
 @click.option("--env", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Set a variable of the job.")
 @click.option(
     "--secret-env",
@@ -47,8 +75,19 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
 )
 @click.option("--allow-plain", is_flag=True, help="Accept what looks like a secret in --env or in packages.")
 @click.option("--pip", multiple=True, metavar="NAME", help="Install a package with pip for the driver and its tasks.")
-@click.option("--requirements", metavar="FILE", help="Install the packages of a requirements file in the same way.")
-@click.option("--runtime-env", "runtime_env", metavar="FILE", help="Read Ray's runtime_env from a YAML or JSON file.")
+@click.option(
+    "--requirements",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="Install the packages of a requirements file in the same way.",
+)
+@click.option(
+    "--runtime-env",
+    "runtime_env",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="Read Ray's runtime_env from a YAML or JSON file.",
+)
 @click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="Reserve CPUs for the driver itself.")
 @click.option("--num-gpus", type=click.FloatRange(min=0), metavar="N", help="Reserve GPUs for the driver itself.")
 @click.option("--accelerator", metavar="KIND", help="Reserve a GPU of this kind, as Ray names it: L4, A100.")
@@ -73,9 +112,17 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     help="How long to wait for a cluster that is not ready.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, without sending it.")
-@click.option("-f", "job_file", metavar="FILE", help="Read arguments of Ray's submit_job from YAML; options win.")
+@click.option(
+    "-f",
+    "job_file",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="Read arguments of Ray's submit_job from YAML; options win.",
+)
 @output_option
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARGS]... | -- COMMAND...")
+@click.argument(
+    "words", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARGS]... | -- COMMAND...", shell_complete=complete_files
+)
 @click.pass_context
 def submit(
     ctx: click.Context,
@@ -108,6 +155,8 @@ def submit(
             line = _attached(sent) if sent.attached else f"job {sent.submission_id} submitted"
             if detach:
                 output.note(line)
+                follow, status = command_on(ctx, sent, address, "logs", "-f"), command_on(ctx, sent, address, "status")
+                output.note(f"follow it with {follow}; see how it is with {status}")
                 output.print_json(output.job_data(sent.status())) if as_json else output.print_line(sent.submission_id)
                 return
             default: Literal["stop", "detach"] = "stop" if sent.target.ends_with_us else "detach"

@@ -5,13 +5,26 @@ import time
 import click
 
 from client.cli.cluster import context_option, log_in, namespace_option, refuse_options, status_line, target_argument
+from client.cli.help import Command, complete_files
 from client.cli.options import Duration
 
 
-@click.command()
+@click.command(cls=Command, examples=("up embedded", "up gke --context CONTEXT --set image.tag=TAG"))
 @target_argument
-@click.option("--chart", metavar="PATH|OCI", help="Chart to install. Default: the clone's charts/ray-workload.")
-@click.option("-f", "files", multiple=True, metavar="FILE", help="Values, on top of the chart's values-TARGET.yaml.")
+@click.option(
+    "--chart",
+    metavar="PATH|OCI",
+    shell_complete=complete_files,
+    help="Chart to install. Default: the clone's charts/ray-workload.",
+)
+@click.option(
+    "-f",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="Values, on top of the chart's values-TARGET.yaml.",
+)
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One value, on top of the files; as in helm.")
 @namespace_option
 @context_option
@@ -42,7 +55,7 @@ def up(
         from client.targets.embedded import target as embedded
 
         refuse_options(ctx)
-        started = "is running" if embedded.up() else "was already running"
+        started = "is running" if embedded.up(note) else "was already running"
         note(f"embedded Ray {started}: `submit` uses it until `down embedded`")
         return
     from client.chart.helm import RELEASE, Helm, find_chart

@@ -1,5 +1,6 @@
 """A job watched from a terminal: its log, its end, and what Ctrl-C means."""
 
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -100,8 +101,13 @@ def _what_becomes_of(ctx: click.Context, job: "Job", address: str | None) -> str
     """What becomes of a job when the client leaves."""
     if job.target.ends_with_us:
         return f"job {job.submission_id} ends with its Ray"
-    where = f" --address {address}" if address else ""
-    return f"the job goes on; follow it with {ctx.find_root().info_name} logs{where} --follow {job.submission_id}"
+    return f"the job goes on; follow it with {command_on(ctx, job, address, 'logs', '-f')}"
+
+
+def command_on(ctx: click.Context, job: "Job", address: str | None, name: str, *options: str) -> str:
+    """The exact words to type for another command on a job."""
+    where = ["--address", address] if address else []
+    return f"{ctx.find_root().info_name} {shlex.join([name, *where, *options, job.submission_id])}"
 
 
 def _say_what_becomes_of(ctx: click.Context, job: "Job", address: str | None) -> None:
@@ -126,9 +132,8 @@ def _interrupted(
         raise Detached(f"left job {job.submission_id}", _what_becomes_of(ctx, job, address))
     try:
         if on_interrupt == "detach":
-            me, where = ctx.find_root().info_name, f" --address {address}" if address else ""
             output.note(_what_becomes_of(ctx, job, address))
-            output.note(f"to stop it, press Ctrl-C again now, or run {me} stop{where} {job.submission_id}")
+            output.note(f"to stop it, press Ctrl-C again now, or run {command_on(ctx, job, address, 'stop')}")
             time.sleep(_AGAIN_SECONDS)
             raise Detached(f"detached from job {job.submission_id}, which goes on")
     except KeyboardInterrupt:

@@ -66,7 +66,7 @@ def submission(
     arguments = {**request.arguments, "entrypoint": entrypoint, "runtime_env": runtime_env}
     spec = {key: value for key, value in arguments.items() if key not in ("submission_id", "metadata")}
     recorded = {
-        "user": _user(),
+        "user": user(),
         "host": socket.gethostname(),
         "client_version": client.__version__,
         "spec_hash": hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest(),
@@ -121,7 +121,8 @@ def _python_path(request: Request) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder}:${{PYTHONPATH}}"} if folder.parts else {}
 
 
-def _user() -> str:
+def user() -> str:
+    """The name of the user who submits."""
     try:
         return getuser()
     except (KeyError, OSError):  # a container's user may have a number only

@@ -1,15 +1,23 @@
 """The command line on a real head: exit codes, and the output of each command."""
 
+import getpass
 import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import click
 import pytest
 
+from client.cli.main import cli
+from tests.client.server import serving
 from tests.client.test_embedded import read_to, started, until
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 
 ENDS_WITH_7 = "import sys\nfor number in range(30):\n    print('line', number)\nsys.exit(7)\n"
 LINES = b"".join(b"line %d\n" % number for number in range(30))
@@ -28,13 +36,16 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     given = ["submit", "--id", "found", "--name", "a name", "--tag", "team=a"]
     submitted = run(*given, "--detach", "script.py", "an arg", env=remote)
     assert (submitted.returncode, submitted.stdout) == (0, b"found\n")
+    follow, status = "python -m client logs -f found", "python -m client status found"
+    hint = f"ray-workload: follow it with {follow}; see how it is with {status}"
+    assert submitted.stderr.decode().splitlines()[-2:] == ["ray-workload: job found submitted", hint]
 
-    followed = run("logs", "--follow", "found", env=remote)
+    followed = run(*follow.split()[3:], env=remote)
     assert followed.returncode == 7
     assert LINES in followed.stdout and b": exec python script.py 'an arg'\n" in followed.stdout
     assert b"job found failed with exit code 7" in followed.stderr
     assert run("logs", "found", env=remote).stdout == followed.stdout
-    assert run("logs", "--tail", "2", "found", env=remote).stdout == b"line 28\nline 29\n"
+    assert run("logs", "-n", "2", "found", env=remote).stdout == b"line 28\nline 29\n"
     assert run("logs", "--tail", "0", "found", env=remote).stdout == b""
     tailed = run("logs", "--tail", "1", "--follow", "found", env=remote)
     assert (tailed.returncode, tailed.stdout) == (7, b"line 29\n")
@@ -146,7 +157,7 @@ def test_a_job_that_does_not_end_in_time_is_told(run: Cli, remote: dict[str, str
     assert stop.returncode == 124
     error = json.loads(stop.stdout)
     assert error["exit_code"] == 124
-    assert error["error"].startswith("job deaf was asked to end, and is still RUNNING: follow it with `logs --follow ")
+    assert error["error"].startswith("job deaf was asked to end, and is still RUNNING: follow it with `logs -f ")
     assert stop.stderr.decode().splitlines()[-1] == f"ray-workload: {error['error']}"
 
 
@@ -233,7 +244,7 @@ def test_a_job_that_fails_for_a_misplaced_word_gets_a_hint(
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("seq 1 100000; exec sleep 60", "the job goes on; follow it with ray-workload logs --follow "),
+        ("seq 1 100000; exec sleep 60", "the job goes on; follow it with ray-workload logs -f "),
         ("seq 1 100000", "job left succeeded"),
     ],
     ids=["running", "ended"],
@@ -251,3 +262,152 @@ def test_a_reader_that_leaves_is_told_what_becomes_of_the_job(
         assert submit.wait(30) == 141
         assert submit.stderr and words in submit.stderr.read().decode().splitlines()[-1]
     run("stop", name, env=remote)
+
+
+def test_a_detached_jobs_hint_has_the_address_that_was_given(run: Cli, remote: dict[str, str]) -> None:
+    url, token = remote["RAY_WORKLOAD_ADDRESS"], {"RAY_AUTH_TOKEN_PATH": remote["RAY_AUTH_TOKEN_PATH"]}
+    given = ["submit", "--address", url, "--id", "hinted", "--detach", "-o", "json", "--", "true"]
+    submitted = run(*given, env=token)
+    assert json.loads(submitted.stdout)["submission_id"] == "hinted"
+    hint = submitted.stderr.decode().splitlines()[-1]
+    follow = f"ray-workload logs --address {url} -f hinted"
+    assert follow in hint and f"ray-workload status --address {url} hinted" in hint
+    assert run(*follow.split()[1:], env=token).returncode == 0
+
+
+def test_a_log_is_written_to_a_file_whole(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
+    run("submit", "--id", "filed", "--detach", "script.py", env=remote)
+    printed = run("logs", "-f", "filed", env=remote)
+    for follow in ([], ["-f"]):
+        done = run("logs", *follow, "--output-file", "log", "filed", env=remote)
+        assert (done.returncode, done.stdout) == (7 if follow else 0, b""), done.stderr
+        assert (tmp_path / "log").read_bytes() == printed.stdout
+        assert not (tmp_path / "log.part").exists()
+    (tmp_path / "link").symlink_to("log")
+    assert run("logs", "-n", "1", "--output-file", "link", "filed", env=remote).returncode == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "log").read_text() == "line 29\n"
+
+
+def test_a_log_that_is_not_whole_leaves_no_file(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("from before")
+    run("submit", "--id", "cut-off", "--detach", "--", "sh", "-c", "echo up; exec sleep 60", env=remote)
+    with started("logs", "-f", "--output-file", "log", "cut-off", cwd=tmp_path, env=remote) as client:
+        until(lambda: (tmp_path / "log.part").exists() and b"up\n" in (tmp_path / "log.part").read_bytes(), 30)
+        client.send_signal(signal.SIGINT)
+        _, errors = client.communicate(timeout=30)
+    assert client.returncode == 130, errors
+    assert ((tmp_path / "log").read_text(), (tmp_path / "log.part").exists()) == ("from before", False)
+    run("stop", "cut-off", env=remote)
+    for file, why in (
+        ("none/log", "No such file or directory"),
+        ("/dev/null", "not a regular file"),
+        (".", "not a reg"),
+    ):
+        done = run("logs", "--output-file", file, "cut-off", env=remote)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert f"ray-workload: cannot write {file}: {why}" in done.stderr.decode().splitlines()[-1]
+
+
+def test_jobs_are_listed_by_user_name_and_age(run: Cli) -> None:
+    now, me = time.time() * 1000, getpass.getuser()
+    jobs = [
+        {"submission_id": name, "status": "PENDING", "metadata": {"user": user, "job_name": job}, "start_time": at}
+        for name, user, job, at in (
+            ("mine", me, "train", now - 1_800_000),
+            ("theirs", f"{me}-2", "train", now - 1_800_000),
+            ("evaluation", me, "evaluate", now - 1_800_000),
+            ("old", me, "train", now - 7_200_000),
+        )
+    ]
+    with serving(lambda *_: (200, {}, json.dumps(jobs).encode())) as url:
+
+        def listed(*options: str) -> set[str]:
+            done = run("list", "--address", url, "-o", "json", *options)
+            assert done.returncode == 0, done.stderr
+            return {job["submission_id"] for job in json.loads(done.stdout)}
+
+        assert listed() == {"mine", "theirs", "evaluation", "old"}
+        assert listed("--mine") == {"mine", "evaluation", "old"}
+        assert listed("--name", "train") == {"mine", "theirs", "old"}
+        assert listed("--since", "1h") == {"mine", "theirs", "evaluation"}
+        assert listed("--mine", "--name", "train", "--since", "1h") == {"mine"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_options_and_files(shell: str) -> None:
+    def complete(*words: str) -> str:
+        typed = words[-1] if shell == "fish" else str(len(words) - 1)
+        asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": typed, "_RAY_WORKLOAD_COMPLETE": f"{shell}_complete"}
+        done = subprocess.run(
+            ["ray-workload"], env={**os.environ, **asked}, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stderr == ""
+        return done.stdout
+
+    assert "submit" in re.split(r"[,\s]", complete("ray-workload", "su"))
+    assert "--detach" in re.split(r"[,\s]", complete("ray-workload", "submit", "--det"))
+    for words in (["submit", "scr"], ["submit", "-f", "scr"], ["submit", "--working-dir", "scr"], ["up", "-f", "scr"]):
+        kind = "dir" if "--working-dir" in words else "file"
+        assert kind in re.split(r"[,\s]", complete("ray-workload", *words)), words
+
+
+def test_the_line_for_the_shells_startup_file_works(run: Cli) -> None:
+    lines = dict(line.split(maxsplit=1) for line in run("--help").stdout.decode().splitlines() if "_source " in line)
+    assert lines.keys() == {"bash", "zsh", "fish"}
+    typed = "COMP_WORDS=(ray-workload su); COMP_CWORD=1; _ray_workload_completion ray-workload; echo ${COMPREPLY[@]}"
+    done = subprocess.run(["bash", "-c", f"{lines['bash']}\n{typed}"], capture_output=True, timeout=60, check=False)
+    assert done.stdout == b"submit\n", done.stderr
+
+
+def sections(help_text: str) -> dict[str, str]:
+    """Return the text below each heading of a help page."""
+    parts = re.split(r"^(\S.*):\n", help_text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_help_has_groups_and_says_where_jobs_go(run: Cli) -> None:
+    shown = sections(run("submit", "--help").stdout.decode())
+    wanted = {
+        "What runs": [
+            "--working-dir",
+            "--env",
+            "--secret-env",
+            "--allow-plain",
+            "--pip",
+            "--requirements",
+            "--runtime-env",
+            "-f",
+        ],
+        "Where": ["--address", "--wait-cluster"],
+        "Resources": ["--num-cpus", "--num-gpus", "--accelerator"],
+        "Identity": ["--name", "--tag", "--id"],
+        "How it ends": ["--detach", "--timeout", "--on-interrupt"],
+        "Output": ["--dry-run", "-o, --output"],
+        "Options": ["-h, --help"],
+    }
+    options = {title: re.findall(r"^  (-[\w-]+(?:, --\w+)?)", text, re.MULTILINE) for title, text in shown.items()}
+    assert {title: found for title, found in options.items() if found} == wanted
+    for command in ("submit", "list", "doctor", "exec"):
+        where = " ".join(sections(run(command, "--help").stdout.decode())["Where"].split())
+        order = (
+            "RAY_WORKLOAD_ADDRESS",
+            " RAY_ADDRESS",
+            "pyproject.toml",
+            "`up embedded`",
+            "on this machine",
+            "a new Ray",
+        )
+        places = [where.index(source) for source in order]
+        assert places == sorted(places), command
+
+
+@pytest.mark.parametrize("name", ["", *cli.commands])
+def test_each_help_has_two_examples_that_are_valid(name: str, run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    examples = sections(run(*filter(None, [name]), "--help").stdout.decode())["Examples"].strip().splitlines()
+    assert len(examples) == 2
+    for example in examples:
+        program, command, *rest = shlex.split(example.strip())
+        assert program == "ray-workload" and command in ([name] if name else cli.commands)
+        root = click.Context(cli, obj={})
+        cli.commands[command].make_context(command, rest, parent=root)

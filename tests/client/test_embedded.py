@@ -1,6 +1,7 @@
 """client/targets/embedded: the embedded Ray is isolated from every other Ray and leaves nothing behind."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -103,8 +104,9 @@ def printed_head(process: "subprocess.Popen[bytes]") -> str:
 
 
 def test_a_script_runs_where_its_files_are(run: Cli, script: Callable[[str], str], tmp_path: Path) -> None:
-    done = run("submit", script(WHERE))
+    done = run("submit", "--num-cpus", "1", script(WHERE))
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count(b"ray-workload: starting Ray\n") == 1
     assert (tmp_path / "made-here").exists()
     assert re.search(rb"^head 127.0.0.1:\d+$", done.stdout, re.MULTILINE)
     assert b"address embedded (a Ray of its own; no other address is set)" in done.stderr
@@ -198,7 +200,8 @@ def test_a_dead_head_is_told_as_lost(script: Callable[[str], str], tmp_path: Pat
 
 @pytest.fixture
 def warm(run: Cli) -> Iterator[None]:
-    assert b"is running:" in run("up", "embedded").stderr
+    said = run("up", "embedded").stderr
+    assert b"starting Ray\n" in said and b"is running:" in said
     yield
     run("down", "embedded")
 
@@ -207,7 +210,8 @@ def warm(run: Cli) -> Iterator[None]:
 def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], str]) -> None:
     (folder,) = heads()
     assert folder.parent.stat().st_mode & 0o077 == 0
-    assert b"was already running:" in run("up", "embedded").stderr
+    again = run("up", "embedded").stderr
+    assert b"was already running:" in again and b"starting Ray" not in again
     seen = [run("submit", script(WHERE)) for _ in range(2)]
     assert [done.returncode for done in seen] == [0, 0]
     used = [re.findall(rb"^head (\S+)$", done.stdout, re.MULTILINE) for done in seen]
@@ -252,7 +256,7 @@ def test_ctrl_c_leaves_a_warm_job_alone_and_the_second_stops_it(
         client.send_signal(signal.SIGINT)
         _, errors = client.communicate(timeout=30)
         assert client.returncode == 130
-    assert b"logs --follow kept" in errors and b"stop kept" in errors and b"Traceback" not in errors
+    assert b"logs -f kept" in errors and b"stop kept" in errors and b"Traceback" not in errors
     assert b'"RUNNING"' in run("status", "kept", "-o", "json").stdout
     with started("submit", "--id", "kept", script(WAITS), cwd=tmp_path) as client:
         printed_head(client)
@@ -275,9 +279,13 @@ def test_two_ups_at_once_make_one_head(run: Cli, tmp_path: Path) -> None:
 
 def test_a_head_that_cannot_start_says_why(run: Cli, environment: Path) -> None:
     (environment / "sitecustomize.py").write_text("import sys\nif 'head.py' in sys.argv[0]: sys.exit('no room')\n")
-    done = run("submit", "--", "true", env={"PYTHONPATH": str(environment)})
+    done = run("submit", "-o", "json", "--", "true", env={"PYTHONPATH": str(environment)})
     assert done.returncode == 69
-    assert b"the embedded Ray did not start: SystemExit: no room" in done.stderr
+    address, starting, error = done.stderr.decode().splitlines()
+    assert address.startswith("ray-workload: address embedded (a Ray of its own; ")
+    assert starting == "ray-workload: starting Ray"
+    assert "the embedded Ray did not start: SystemExit: no room" in error
+    assert json.loads(done.stdout)["exit_code"] == 69
 
 
 def test_a_folder_that_others_may_read_is_refused(run: Cli) -> None:

@@ -359,7 +359,7 @@ def test_a_ci_system_cancels_a_submit(cluster: str, scripts: Path, flags: Sequen
         assert last == f"ray-workload: job {job} was stopped" and record(cluster, job)["status"] == "STOPPED"
         return
     assert last == f"ray-workload: detached from job {job}, which goes on"
-    assert f"ray-workload: the job goes on; follow it with ray-workload logs --follow {job}" in said
+    assert f"ray-workload: the job goes on; follow it with ray-workload logs -f {job}" in said
     assert record(cluster, job)["status"] == "RUNNING"
     assert client(cluster, "stop", job).returncode == 0
 

@@ -334,7 +334,7 @@ def test_no_room_here_for_what_is_printed(cluster: str, tmp_path: Path, flags: S
     last = done.stderr.splitlines()[-1]
     assert FULL in last and name in last and "Traceback" not in done.stderr
     if not flags:
-        assert f"the job goes on; follow it with ray-workload logs --follow {name}" in said(done.stderr)
+        assert f"the job goes on; follow it with ray-workload logs -f {name}" in said(done.stderr)
     again = [sys.executable, "-m", "client", "status", name, "-o", "json"]
     seen = json.loads(subprocess.run(again, env=user(cluster), capture_output=True, timeout=60, check=True).stdout)
     assert seen["status"] in ("RUNNING", "SUCCEEDED")

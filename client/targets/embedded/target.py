@@ -24,7 +24,7 @@ from client.ray_api.http import token_refusal
 from client.targets.embedded import folder as head_folder
 from client.targets.embedded import keeper
 from client.targets.target import STOP_SECONDS, Runtime, Target, same_host_agent
-from client.wait import Note
+from client.wait import Note, silent
 
 _HEAD = str(Path(__file__).with_name("head.py"))
 _START_SECONDS = 60.0
@@ -169,9 +169,11 @@ class EmbeddedTarget(Target):
         return same_host_agent(self._url, address)
 
     def wait_ready(self, note: Note, seconds: float) -> None:
-        """Wait for a head that was just started, a minute at most."""
+        """Wait for a head that was just started, a minute at most, and say so once."""
         if self._started:
+            note("starting Ray")
             _wait_ready(self._directory, *self._started)
+            self._started = None
 
     def log_file(self, submission_id: str) -> Path:
         """The driver's log, in Ray's folder of the session."""
@@ -238,8 +240,11 @@ def warm() -> Target | None:
 
 
 @_disk_errors()
-def up() -> bool:
+def up(note: Note = silent) -> bool:
     """Start the warm head, or wait for the one that is there.
+
+    Args:
+        note: takes a line before the start.
 
     Returns:
         True where it was started by this call.
@@ -256,6 +261,7 @@ def up() -> bool:
         with suppress(FileNotFoundError):  # the previous head is being removed
             if (lock := head_folder.lock(directory)) is not None:
                 head_folder.empty(directory, lock)
+                note("starting Ray")
                 process, log = _start(directory, lock, Path.cwd(), stdin=subprocess.DEVNULL)
                 try:
                     _wait_ready(directory, process, log)
