@@ -25,7 +25,8 @@ def own_environment() -> Iterator[Path]:
     """Hide the user's Ray, tokens and clusters, and leave no files in the user's folders."""
     folder = Path(tempfile.mkdtemp(prefix="rwt", dir="/tmp"))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GIT_", "XDG_")) and "KUBE" not in k}
-    for name in ("PYTHONDONTWRITEBYTECODE", "COLUMNS", "LINES"):  # readline sets the last two for pytest's workers
+    # readline sets the last two for pytest's workers
+    for name in ("PYTHONDONTWRITEBYTECODE", "SSH_CONNECTION", "COLUMNS", "LINES"):
         kept.pop(name, None)
     saved = dict(os.environ)
     os.environ.clear()

@@ -6,10 +6,13 @@ from contextlib import suppress
 
 import click
 
+from client.cli.help import Command
 from client.cli.options import address_option, choose
 
 
-@click.command()
+@click.command(
+    cls=Command, examples=("dashboard", "dashboard --no-open --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
+)
 @address_option
 @click.option("--no-open", is_flag=True, help="Print the link without opening a browser.")
 def dashboard(address: str | None, no_open: bool) -> None:
@@ -25,11 +28,24 @@ def dashboard(address: str | None, no_open: bool) -> None:
         version = RayJobs(target).version()["ray_version"]
         with Dashboard(target.http.server) as server:
             output.note(f"serving the dashboard of {target.address}, Ray {version}, until Ctrl-C; the link works once")
+            if tunnel := _tunnel(server.server_port):
+                output.note(f"on the machine with the browser, first run: {tunnel}")
             output.print_line(server.link())
             if not no_open and sys.stdout.isatty() and _has_browser():
                 webbrowser.open(server.link())
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
+
+
+def _tunnel(port: int) -> str | None:
+    """The command that brings a port of this machine to the one that the user came from by SSH."""
+    from client.job.submission import user
+
+    match os.environ.get("SSH_CONNECTION", "").split():
+        case [_, _, host, ssh_port]:
+            option = "" if ssh_port == "22" else f"-p {ssh_port} "
+            return f"ssh -N -L {port}:127.0.0.1:{port} {option}{user()}@{host}"
+    return None
 
 
 def _has_browser() -> bool:

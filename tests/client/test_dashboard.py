@@ -263,6 +263,23 @@ def test_the_command_prints_a_link_until_ctrl_c(remote: dict[str, str], tmp_path
     assert b"(RAY_WORKLOAD_ADDRESS)" in first and b"until Ctrl-C" in second and token not in err
 
 
+def test_the_command_on_a_remote_machine_prints_the_tunnel(remote: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "client", "dashboard"]
+    pipe = subprocess.PIPE
+    for connection, destination in (
+        ("10.0.0.9 50000 10.0.0.5 22", "me@10.0.0.5"),
+        ("fd00::9 50000 fd00::5 2222", "-p 2222 me@fd00::5"),
+    ):
+        env = {**os.environ, **remote, "SSH_CONNECTION": connection, "LOGNAME": "me"}
+        with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe) as process:
+            assert process.stdout
+            port = urlsplit(process.stdout.readline().decode().strip()).port
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=10)
+        tunnel = f"ssh -N -L {port}:127.0.0.1:{port} {destination}"
+        assert f"ray-workload: on the machine with the browser, first run: {tunnel}\n" in err.decode()
+
+
 def test_the_command_where_nothing_answers(run: Cli, remote: dict[str, str]) -> None:
     begun = time.monotonic()
     done = run("dashboard", "--address", "http://127.0.0.1:1")
