@@ -7,7 +7,7 @@ from contextlib import suppress
 import click
 
 from client.cli.help import Command
-from client.cli.options import address_option, choose
+from client.cli.options import address_option, opened
 
 
 @click.command(
@@ -22,12 +22,11 @@ def dashboard(address: str | None, no_open: bool) -> None:
     from client.cli import output
     from client.ray_api.dashboard import Dashboard
     from client.ray_api.jobs import RayJobs
-    from client.targets import connect
 
-    with connect(choose(address)) as target:
+    with opened(address) as (target, _):
         version = RayJobs(target).version()["ray_version"]
         with Dashboard(target.http.server) as server:
-            output.note(f"serving the dashboard of {target.address}, Ray {version}, until Ctrl-C; the link works once")
+            output.note(f"serving the dashboard of {target}, Ray {version}, until Ctrl-C; the link works once")
             if tunnel := _tunnel(server.server_port):
                 output.note(f"on the machine with the browser, first run: {tunnel}")
             output.print_line(server.link())

@@ -5,7 +5,7 @@ import time
 import click
 
 from client.cli.help import Command
-from client.cli.options import Duration, address_option, choose, output_option
+from client.cli.options import Duration, address_option, opened, output_option
 
 
 @click.command(
@@ -42,9 +42,8 @@ def list_jobs(
     from client.cli import output
     from client.job.submission import user
     from client.ray_api.jobs import RayJobs
-    from client.targets import connect
 
-    with connect(choose(address)) as target:
+    with opened(address) as (target, _):
         jobs = RayJobs(target)
         chosen = [
             job

@@ -1,11 +1,11 @@
 """The command `logs`."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import click
 
 from client.cli.help import Command, complete_files
-from client.cli.options import address_option, choose
+from client.cli.options import address_option, opened
 
 
 @click.command(cls=Command, examples=("logs -f ID", "logs -n 100 --output-file job.log ID"))
@@ -30,15 +30,17 @@ def logs(
     from client.cli.output import Sink, note, stdout_to
     from client.cli.watch import watch
     from client.job.follow import read_log, tail_offset
-    from client.job.submit import attach
+    from client.job.job import Job
 
-    with attach(submission_id, choose(address)) as job, stdout_to(file) if file else nullcontext():
+    with opened(address) as (target, _):
+        job = Job(submission_id, target, ExitStack())
         record = job.jobs.get(submission_id)
         offset = 0 if tail is None else tail_offset(job.jobs, record, tail)
-        if follow:
-            watch(ctx, job, address, as_json=False, offset=offset, on_interrupt="leave")
-        sink = Sink(to_stderr=False)
-        if record.finished:
-            job.wait(sink.write, note, offset=offset)
-        else:
-            read_log(job.jobs, record, sink.write, offset)
+        with stdout_to(file) if file else nullcontext():
+            if follow:
+                watch(ctx, job, address, as_json=False, offset=offset, on_interrupt="leave")
+            sink = Sink(to_stderr=False)
+            if record.finished:
+                job.wait(sink.write, note, offset=offset)
+            else:
+                read_log(job.jobs, record, sink.write, offset)

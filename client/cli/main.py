@@ -59,7 +59,7 @@ class _Cli(WithExamples, click.Group):
     examples=("submit jobs/simple_job.py", "logs -f ID"),
 )
 @click.version_option(__version__, prog_name=PROGRAM)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error, and the full URL of the cluster.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
     """Run Python scripts on Ray: on this machine, or on a cluster."""

@@ -1,12 +1,15 @@
 """Options that several commands share."""
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from client.targets import Address
+    from client.targets.target import Target
 
 
 def _use_json(ctx: click.Context, _: click.Parameter, value: str) -> bool:
@@ -49,7 +52,7 @@ def choose(address: str | None, *, announce: bool = True) -> "Address":
 
     Args:
         address: the user's own.
-        announce: say it; `submit` does so itself, once it has found the cluster.
+        announce: say it at once; others do so once they have found the cluster.
     """
     from client.cli.output import note
     from client.targets import resolve
@@ -60,6 +63,37 @@ def choose(address: str | None, *, announce: bool = True) -> "Address":
     if announce and not address:
         note(f"address {chosen.value} ({chosen.source})")
     return chosen
+
+
+@contextmanager
+def opened(address: str | None) -> Iterator[tuple["Target", "Address"]]:
+    """Connect to --address, and say which cluster is used where the command line does not.
+
+    Args:
+        address: the user's own.
+    """
+    from client.cli.output import note
+    from client.targets import connect
+
+    chosen = choose(address, announce=False)
+    with ExitStack() as stack:
+        name = chosen.value
+        try:
+            target = stack.enter_context(connect(chosen))
+            name = str(target)
+        finally:  # also before an error
+            if not address:
+                note(f"address {name} ({chosen.source})")
+        note_url(target)
+        yield target, chosen
+
+
+def note_url(target: "Target") -> None:
+    """With --debug, say where requests go."""
+    from client.cli.output import note
+
+    if click.get_current_context().find_root().obj["debug"]:
+        note(f"url {target.http.server.url}")
 
 
 def pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

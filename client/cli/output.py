@@ -164,7 +164,8 @@ def job_data(job: JobRecord) -> dict[str, Any]:
     }
 
 
-def _time(milliseconds: int | None) -> str:
+def local_time(milliseconds: float | None) -> str:
+    """A time as this machine's clock shows it."""
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S") if milliseconds else ""
 
 
@@ -189,7 +190,7 @@ def print_jobs(jobs: Sequence[JobRecord]) -> None:
             job.submission_id,
             job.status,
             str(JobResult(job).exit_code) if job.finished else "",
-            _time(job.submit_time),
+            local_time(job.submit_time),
             _seconds(job.waited_seconds),
             _seconds(job.seconds),
             job.metadata.get("job_name", ""),
@@ -205,9 +206,7 @@ def print_pairs(pairs: dict[str, Any]) -> None:
     width = max(map(len, pairs)) + 2
     for name, value in pairs.items():
         if isinstance(value, dict):
-            value = ", ".join(
-                f"{key} {part:g}" if isinstance(part, float) else f"{key}={part}" for key, part in value.items()
-            )
+            value = ", ".join(f"{key}={part}" for key, part in value.items())
         if value not in (None, ""):
             text = str(value).strip().replace("\n", "\n" + " " * width)
             print_line(f"{name:<{width}}{text}")

@@ -1,9 +1,17 @@
 """The command `status`."""
 
+import time
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from client.cli.help import Command
-from client.cli.options import address_option, choose, output_option
+from client.cli.options import address_option, opened, output_option
+
+if TYPE_CHECKING:
+    from client.ray_api.record import JobRecord
+
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 
 @click.command(cls=Command, examples=("status", "status -o json ID"))
@@ -14,14 +22,68 @@ def status(address: str | None, as_json: bool, submission_id: str | None) -> Non
     """Show a job, or without ID the cluster in use and why it was chosen."""
     from client.cli import output
     from client.ray_api.jobs import RayJobs
-    from client.targets import connect
 
-    chosen = choose(address)
-    with connect(chosen) as target:
+    with opened(address) as (target, chosen):
         jobs = RayJobs(target)
         if submission_id:
-            data = output.job_data(jobs.with_start_times([jobs.get(submission_id)])[0])
-        else:
-            where = {"address": target.address, "url": target.http.server.url, "source": chosen.source}
-            data = {**where, **target.facts(), **jobs.version(), "resources": jobs.resources()}
-    output.print_json(data) if as_json else output.print_pairs(data)
+            job = jobs.with_start_times([jobs.get(submission_id)])[0]
+            output.print_json(output.job_data(job)) if as_json else output.print_pairs(_job(job))
+            return
+        where = {"address": target.address, "url": target.http.server.url, "source": chosen.source}
+        data = {**where, **target.facts(), **jobs.version(), "resources": jobs.resources()}
+        output.print_json(data) if as_json else output.print_pairs(_cluster(data, jobs.used()))
+
+
+def _job(job: "JobRecord") -> dict[str, Any]:
+    """A job for people; `-o json` has the rest."""
+    from client.job.request import RECORDED
+    from client.ray_api.record import JobResult
+
+    known = job.metadata
+    return {
+        "id": job.submission_id,
+        "name": known.get("job_name"),
+        "status": job.status,
+        "exit code": JobResult(job).exit_code if job.finished else None,
+        "entrypoint": job.entrypoint,
+        "message": job.message,
+        "submitted": when(job.submit_time),
+        "started": when(job.start_time),
+        "ended": when(job.end_time),
+        "user": "@".join(known[name] for name in ("user", "host") if name in known),
+        "commit": known.get("git_commit", "") + (" with changes" if known.get("git_dirty") == "true" else ""),
+        "tags": {name: value for name, value in known.items() if name not in RECORDED},
+    }
+
+
+def _cluster(data: dict[str, Any], used: dict[str, float]) -> dict[str, Any]:
+    """The cluster in use for people; `-o json` has the rest."""
+    wanted = data.get("pods_wanted", {})
+    return {
+        "address": f"{data['address']} ({data['source']})",
+        "url": data["url"],
+        "Ray": data["ray_version"],
+        "release": data.get("release"),
+        "pods ready": ", ".join(
+            f"{name} {ready} of {wanted[name]}" for name, ready in data.get("pods_ready", {}).items()
+        ),
+        "resources": "\n".join(_resource(name, total, used.get(name)) for name, total in data["resources"].items()),
+    }
+
+
+def _resource(name: str, total: float, used: float | None) -> str:
+    def amount(value: float) -> str:
+        return f"{value / 2**30:.1f} GiB" if name in ("memory", "object_store_memory") else f"{value:g}"
+
+    return f"{name:<20} " + (amount(total) if used is None else f"{amount(used)} used, {amount(total - used)} free")
+
+
+def when(milliseconds: float | None) -> str:
+    """A time as this machine's clock shows it, and how long ago it was."""
+    from client.cli.output import local_time
+
+    if not milliseconds:
+        return ""
+    seconds = max(0, time.time() - milliseconds / 1000)
+    size, unit = next((unit for unit in _UNITS if seconds >= unit[0]), (1, "s"))
+    return f"{local_time(milliseconds)} ({seconds // size:.0f} {unit} ago)"

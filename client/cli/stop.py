@@ -3,7 +3,7 @@
 import click
 
 from client.cli.help import Command
-from client.cli.options import Duration, address_option, choose, output_option
+from client.cli.options import Duration, address_option, opened, output_option
 from client.errors import TimedOut
 
 
@@ -24,9 +24,8 @@ def stop(address: str | None, grace: float, as_json: bool, submission_id: str) -
     from client.cli import output
     from client.job.stop import stop as stop_job
     from client.ray_api.jobs import RayJobs
-    from client.targets import connect
 
-    with connect(choose(address)) as target:
+    with opened(address) as (target, _):
         jobs = RayJobs(target)
         job = stop_job(target, jobs, submission_id, grace)
         if not job.finished:

@@ -38,16 +38,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
 @click.command(
     cls=_SubmitCommand,
     groups={
-        "What runs": (
-            "working_dir",
-            "env",
-            "secret_env",
-            "allow_plain",
-            "pip",
-            "requirements",
-            "runtime_env",
-            "job_file",
-        ),
+        "What runs": "working_dir env secret_env allow_plain pip requirements runtime_env job_file".split(),
         "Where": ("address", "wait_cluster"),
         "Resources": ("num_cpus", "num_gpus", "accelerator"),
         "Identity": ("name", "tag", "submission_id"),

@@ -88,7 +88,7 @@ def send(
     """
     with ExitStack() as stack:
         target = stack.enter_context(connect(address, start_in=None if detached else request.folder or Path.cwd()))
-        note(f"address {target.address} ({'a Ray of its own; ' if target.ends_with_us else ''}{address.source})")
+        note(f"address {target} ({'a Ray of its own; ' if target.ends_with_us else ''}{address.source})")
         jobs = RayJobs(target)
         check_resources(request.resources, target, jobs, note, wait_cluster)
         entrypoint, upload = command_line(request, target.runtime), _upload(request, target.runtime)

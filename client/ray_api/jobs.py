@@ -2,9 +2,10 @@
 
 All is plain REST, and needs no `ray`, except for a runtime_env that only Ray's Job SDK can check. Sources, all of Ray
 2.60: ray/dashboard/modules/job/job_head.py (routes, status codes), ray/dashboard/modules/node/node_head.py
-(/logical/actors), ray/dashboard/modules/job/common.py (SUPERVISOR's name).
+(/logical/actors, /nodes), ray/dashboard/modules/job/common.py (SUPERVISOR's name).
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ _SUBMIT_TIMEOUT = (5.0, 60.0)  # the server itself waits for a node agent, and s
 _SUBMIT_TRIES = 6
 _CHUNK = 1 << 20
 SUPERVISOR = "_ray_internal_job_actor_"
+_USAGE = re.compile(r"^([\d.]+)(?:([KMGT]?)i?B)?/\S+ (.+?)(?: \(.*)?$", re.MULTILINE)  # 1.0/2.0 CPU, 0B/5.75GiB memory
 _T = TypeVar("_T")
 
 
@@ -75,6 +77,15 @@ class RayJobs:
                 if not name.startswith("node:"):
                     total[name] = total.get(name, 0) + amount
         return total
+
+    def used(self) -> dict[str, float]:
+        """What is used of the resources, by name, a few seconds ago; nothing where the autoscaler does not say."""
+        response = self._http.request("GET", "/nodes?view=summary")
+        nodes = self._read(response, lambda data: list((data["data"].get("nodeLogicalResources") or {}).values()))
+        used: dict[str, float] = {}
+        for amount, unit, name in _USAGE.findall("\n".join(nodes)):
+            used[name] = used.get(name, 0) + float(amount) * 1024 ** ("KMGT".find(unit) + 1 if unit else 0)
+        return used
 
     def get(self, submission_id: str) -> JobRecord:
         """One job, but for its driver's start time.

@@ -93,7 +93,8 @@ def _discovered() -> Address | None:
     if login.in_pod():
         return Address("kubernetes", "the cluster of this pod") if kubernetes.has_cluster(None) else None
     found = kubernetes.has_cluster(context)
-    return Address(context_address(context or ""), "a cluster on this machine") if found else None
+    source = "the current context, a cluster on this machine"
+    return Address(context_address(context or ""), source) if found else None
 
 
 def context_address(context: str) -> str:

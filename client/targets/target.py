@@ -44,6 +44,10 @@ class Target(Protocol):
     ends_with_us: bool = False
     ray_version: str | None = None
 
+    def __str__(self) -> str:
+        """The address, short enough for a line."""
+        return self.address if len(self.address) <= 80 else f"{self.address[:38]}...{self.address[-38:]}"
+
     def agent(self, address: str) -> str | None:
         """The URL of the node agent that a job's record names by its address; None where it cannot be reached."""
 

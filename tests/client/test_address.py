@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.client.server import Handler, serving
+from tests.client.test_login import config
+from tests.client.test_ray_cluster import ray_cluster
 from tests.conftest import Cli
 
 TOKEN = "planted-71c2e0d9"
@@ -83,3 +85,42 @@ def test_where_a_command_goes_is_said_unless_it_was_given(command: list[str], ru
     done = run(command[0], "--address", "http://127.0.0.1:9", *command[1:])
     if command[0] != "submit":  # submit prints the address that it chose
         assert b"ray-workload: address" not in done.stderr
+
+
+@contextmanager
+def cluster() -> Iterator[str]:
+    """Serve an API server with one RayCluster, whose Ray has no jobs."""
+
+    def answer(asked: Handler, _: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        content: object = {"kind": "Status", "message": "not found"}
+        for end, found in (
+            ("/rayclusters", {"items": [ray_cluster({"state": "ready"})]}),
+            ("/proxy/api/version", {"ray_version": version("ray"), "session_name": "s"}),
+            ("/proxy/api/jobs/", []),
+        ):
+            if asked.path.partition("?")[0].endswith(end):
+                return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
+        return 404, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
+    with serving(answer) as url:
+        yield url
+
+
+def test_the_cluster_is_named_and_not_its_url(run: Cli, tmp_path: Path) -> None:
+    with cluster() as url:
+        kubeconfig = {"KUBECONFIG": str(config(tmp_path, url, {"token": "t"}, "kind-x"))}
+        service = f"{url}/api/v1/namespaces/team/services/http:ray-head-svc:8265/proxy"
+        for given, source in (
+            ({"RAY_WORKLOAD_ADDRESS": "kubernetes"}, "RAY_WORKLOAD_ADDRESS"),
+            ({}, "the current context, a cluster on this machine"),
+        ):
+            line = f"ray-workload: address kubernetes://kind-x/team/ray ({source})\n"
+            done = run("list", env={**kubeconfig, **given})
+            assert (done.returncode, done.stderr.decode()) == (0, line)
+            assert run("logs", "none", env={**kubeconfig, **given}).stderr.decode().startswith(line)
+            done = run("--debug", "list", env={**kubeconfig, **given})
+            assert done.stderr.decode() == f"{line}ray-workload: url {service}\n"
+        done = run("list", env={"RAY_WORKLOAD_ADDRESS": service})
+        assert done.returncode == 0, done.stderr
+        (shown,) = done.stderr.decode().split()[2:-1]
+        assert len(shown) <= 80 < len(service) and shown.startswith(url) and shown.endswith("ray-head-svc:8265/proxy")

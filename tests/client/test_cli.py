@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import click
 import pytest
 
 from client.cli.main import cli
+from client.cli.status import when
 from tests.client.server import serving
 from tests.client.test_embedded import read_to, started, until
 from tests.conftest import ROOT, Cli
@@ -68,8 +70,14 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     assert status["submit_time"] <= status["start_time"] < status["end_time"]
     lines = run("status", "found", env=remote).stdout.decode().splitlines()
     shown = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))  # the message has several lines
-    assert shown.keys() == SHOWN
-    assert (shown["submission_id"], shown["status"], shown["exit_code"]) == ("found", "FAILED", "7")
+    times = {"submitted": status["submit_time"], "started": status["start_time"], "ended": status["end_time"]}
+    keys = {"id", "name", "status", "exit", "entrypoint", "message", "submitted", "started", "ended", "user", "tags"}
+    assert shown.keys() == keys
+    assert (shown["id"], shown["status"], shown["exit"].split()) == ("found", "FAILED", ["code", "7"])
+    assert (shown["name"], shown["tags"]) == ("a name", "team=a")
+    for name, milliseconds in times.items():
+        local = datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S")
+        assert re.fullmatch(rf"{local} \(\d+ (s|min) ago\)", shown[name])
 
     listed = json.loads(run("list", "-o", "json", "--limit", "1000", env=remote).stdout)
     assert [job for job in listed if job["submission_id"] == "found"] == [status]
@@ -97,7 +105,24 @@ def test_the_cluster_in_use_is_shown_and_why(run: Cli, remote: dict[str, str]) -
     assert shown["address"] == shown["url"] == remote["RAY_WORKLOAD_ADDRESS"]
     assert (shown["source"], shown["ray_version"]) == ("RAY_WORKLOAD_ADDRESS", "2.60.0")
     assert shown["resources"]["CPU"] >= 1 and shown["resources"]["memory"] > 2**20
-    assert b"RAY_WORKLOAD_ADDRESS" in run("status", env=remote).stdout
+
+    def text() -> str:
+        return run("status", env=remote).stdout.decode()
+
+    assert "RAY_WORKLOAD_ADDRESS" in text() and shown["session_name"] not in text()
+    run("submit", "--id", "uses-one", "--num-cpus", "1", "--detach", "--", "sleep", "120", env=remote)
+    cpus = shown["resources"]["CPU"]
+    until(lambda: re.search(rf" CPU  +1 used, {cpus - 1:g} free$", text(), re.MULTILINE), 30)
+    memory = shown["resources"]["memory"] / 2**30
+    assert re.search(rf" memory  +0.0 GiB used, {memory:.1f} GiB free$", text(), re.MULTILINE)
+    run("stop", "uses-one", env=remote)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (7200, "2 h"), (200_000, "2 d")]
+)
+def test_how_long_ago(seconds: float, said: str) -> None:
+    assert when((time.time() - seconds) * 1000).endswith(f" ({said} ago)")
 
 
 @pytest.mark.parametrize(
