@@ -47,10 +47,11 @@ def environment() -> Iterator[Path]:
         yield folder
 
 
-def on_terminal(command: list[str], answer: str, **options: Any) -> tuple[int, str]:
-    """Run a command on a terminal and type an answer. Returns its exit code and its stderr."""
+def on_terminal(command: list[str], answer: str, *, all_output: bool = False, **options: Any) -> tuple[int, str]:
+    """Run a command on a terminal and type an answer. Returns its exit code and its stderr, or all its output."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs, **options) as process:
+    stdout = theirs if all_output else subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=theirs, stdout=stdout, stderr=theirs, **options) as process:
         os.close(theirs)
         os.write(ours, answer.encode())
         said = b""

@@ -1,14 +1,16 @@
 """The command `submit`."""
 
+import os
 import re
 import shlex
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from client.cli.help import Command, complete_files
-from client.cli.options import Duration, address_option, choose, output_option, pairs
+from client.cli.options import Duration, address_option, choose, note_url, output_option, pairs
 from client.cli.watch import command_on, sigterm_interrupts, watch
 from client.errors import ClientError, Detached, UsageError
 
@@ -131,7 +133,7 @@ def submit(
     from client.job import submit as job
 
     with sigterm_interrupts():
-        request, chosen = _request(**given), choose(address, announce=False)
+        request, chosen = _request(plain=_is_plain(as_json), **given), choose(address, announce=False)
         if dry_run:
             _show_plan(job.plan(request, chosen), as_json=as_json)
             return
@@ -142,6 +144,7 @@ def submit(
         except KeyboardInterrupt:
             raise Detached("interrupted before the job was sent") from None
         with sent:
+            note_url(sent.target)
             ctx.obj["submission_id"] = sent.submission_id
             line = _attached(sent) if sent.attached else f"job {sent.submission_id} submitted"
             if detach:
@@ -177,6 +180,18 @@ def _hints(command: click.Command, words: tuple[str, ...], is_command: bool, **_
             why = f"the script got {word}, because it comes after the script's name"
             return {2: f"{why}: if {word} is meant for submit, put it before the script"}
     return {}
+
+
+def _is_plain(as_json: bool) -> bool:
+    """Whether the log should have no colours of Ray's, which a Ray that this process starts must know, too."""
+    from client.targets.target import PLAIN
+
+    if PLAIN in os.environ:
+        return False
+    plain = bool(os.environ.get("NO_COLOR")) or not (sys.stderr if as_json else sys.stdout).isatty()
+    if plain:
+        os.environ[PLAIN] = "0"
+    return plain
 
 
 def _request(

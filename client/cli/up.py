@@ -1,5 +1,6 @@
 """The command `up`: start Ray and keep it, on this machine or as the chart's release on a cluster."""
 
+import os
 import time
 
 import click
@@ -53,8 +54,10 @@ def up(
 
     if target == "embedded":
         from client.targets.embedded import target as embedded
+        from client.targets.target import PLAIN
 
         refuse_options(ctx)
+        os.environ.setdefault(PLAIN, "0")  # this Ray serves terminals and pipes
         started = "is running" if embedded.up(note) else "was already running"
         note(f"embedded Ray {started}: `submit` uses it until `down embedded`")
         return

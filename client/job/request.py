@@ -53,6 +53,7 @@ class Request:
         timeout: seconds the job may run.
         accelerator: the kind of GPU that the driver needs, as Ray names it: L4, A100. It gets one, if
             `entrypoint_num_gpus` does not say how many.
+        plain: ask Ray for lines without colours. It is no part of what makes two jobs the same.
         allow_plain: accept an `env` name that looks like a secret's, and a password in the packages' URLs.
         arguments: of the Job SDK's `submit_job`, by its own names; the fields above win.
     """
@@ -68,6 +69,7 @@ class Request:
     tags: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     accelerator: str | None = None
+    plain: bool = False
     allow_plain: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
 

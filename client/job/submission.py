@@ -21,7 +21,7 @@ from client.job import secret_env
 from client.job.folder import in_own_folder
 from client.job.request import INSTALLERS, Request
 from client.ray_api.record import TIMEOUT_SIGNAL
-from client.targets.target import STOP_SECONDS, Runtime
+from client.targets.target import PLAIN, STOP_SECONDS, Runtime
 from client.upload.git import run_git
 
 
@@ -77,6 +77,8 @@ def submission(
     if request.name:
         recorded["job_name"] = request.name
     arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded}
+    if request.plain and working_dir:  # a Ray whose processes run in the folder is itself started so
+        arguments["runtime_env"] = {**runtime_env, "env_vars": {PLAIN: "0", **environment}}
     arguments.setdefault("submission_id", f"job-{secrets.token_hex(5)}")
     if own_folder:
         arguments["runtime_env"] = in_own_folder(arguments["submission_id"], runtime_env)

@@ -11,6 +11,8 @@ from client.wait import Note
 
 STOP_SECONDS = "30"  # RAY_JOB_STOP_WAIT_TIME_S: Ray's own 3 s from SIGTERM to SIGKILL are too short for a checkpoint
 
+PLAIN = "RAY_COLOR_PREFIX"  # 0: no colours before the lines of tasks (ray/_private/worker.py, 2.60)
+
 
 @dataclass(frozen=True)
 class Runtime:

@@ -30,7 +30,10 @@ signal.signal(signal.SIGTERM, asked)
 print("head", os.environ["RAY_ADDRESS"], flush=True)
 time.sleep(120)
 """
-WHERE = "import os; open('made-here', 'w').close(); print('head', os.environ['RAY_ADDRESS'])\n"
+WHERE = (
+    "import os; open('made-here', 'w').close(); print('head', os.environ['RAY_ADDRESS'])\n"
+    "print('colours', os.environ.get('RAY_COLOR_PREFIX'))\n"
+)
 
 
 @pytest.fixture
@@ -110,6 +113,7 @@ def test_a_script_runs_where_its_files_are(run: Cli, script: Callable[[str], str
     assert (tmp_path / "made-here").exists()
     assert re.search(rb"^head 127.0.0.1:\d+$", done.stdout, re.MULTILINE)
     assert b"address embedded (a Ray of its own; no other address is set)" in done.stderr
+    assert b"\ncolours 0\n" in done.stdout
     assert not heads(), "the head still exists after the command"
 
 
@@ -214,6 +218,7 @@ def test_a_warm_head_is_found_kept_and_ended(run: Cli, script: Callable[[str], s
     assert b"was already running:" in again and b"starting Ray" not in again
     seen = [run("submit", script(WHERE)) for _ in range(2)]
     assert [done.returncode for done in seen] == [0, 0]
+    assert all(b"\ncolours 0\n" in done.stdout for done in seen)
     used = [re.findall(rb"^head (\S+)$", done.stdout, re.MULTILINE) for done in seen]
     assert used[0] == used[1] and len(used[0]) == 1
     listed = run("list", "-o", "json")

@@ -30,7 +30,7 @@ from client.targets.target import Target, same_host_agent
 from tests.client.conftest import Rerouted, port, via_proxy
 from tests.client.proxy import FaultProxy
 from tests.client.server import Handler, forward, serving
-from tests.conftest import Cli
+from tests.conftest import Cli, on_terminal
 
 
 def appends(file: Path) -> list[str]:
@@ -106,6 +106,26 @@ def test_a_log_of_an_earlier_submit_is_named_as_the_difference(as_remote: Path) 
         (as_remote / "o2.log").unlink()
         done = subprocess.run(command, cwd=as_remote, stdout=out, stderr=out, check=False)
     assert done.returncode == 0, "our own output is no part of the upload"
+
+
+def test_the_lines_of_tasks_have_no_colours_in_a_redirected_log_of_the_same_job(as_remote: Path, run: Cli) -> None:
+    (as_remote / "a.py").write_text(
+        "import ray\nray.init()\n@ray.remote\ndef task(): print('of a task')\nray.get(task.remote())\n"
+    )
+
+    def on_a_terminal(*options: str, **env: str) -> str:
+        command = [sys.executable, "-m", "client", "submit", *options, "a.py"]
+        code, shown = on_terminal(command, "", all_output=True, cwd=as_remote, env={**os.environ, **env})
+        assert code == 0, shown
+        return shown
+
+    plain, coloured = b"\n(task pid=", "\n\x1b[36m(task pid="
+    assert plain in run("submit", "--id", "piped", "a.py").stdout
+    assert "exists: attached to it" in on_a_terminal("--id", "piped")
+    assert coloured in on_a_terminal("--id", "on-a-terminal")
+    assert b"exists: attached to it" in run("submit", "--id", "on-a-terminal", "a.py").stderr
+    assert plain.decode() in on_a_terminal(NO_COLOR="1")
+    assert coloured.encode() in run("submit", "--env", "RAY_COLOR_PREFIX=2", "a.py").stdout
 
 
 def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Target, run: Cli) -> None:
