@@ -58,7 +58,7 @@ _WORDS = {
     r"--(\w+)": r"\1",
     r"`list`": "`client.jobs()`",
     r"`status (\S+)`": r"`client.attach('\1').status()`",
-    r"`(up|down|doctor)\b": r"`python -m client \1",
+    r"`(up|down|doctor)\b": r"`ray-workload \1",
 }
 
 

@@ -77,11 +77,12 @@ def submission(
     if request.name:
         recorded["job_name"] = request.name
     arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded}
-    if request.plain and working_dir:  # a Ray whose processes run in the folder is itself started so
-        arguments["runtime_env"] = {**runtime_env, "env_vars": {PLAIN: "0", **environment}}
     arguments.setdefault("submission_id", f"job-{secrets.token_hex(5)}")
+    if request.plain and working_dir:  # a Ray whose processes run in the folder is itself started so
+        runtime_env = {**runtime_env, "env_vars": {PLAIN: "0", **environment}}
     if own_folder:
-        arguments["runtime_env"] = in_own_folder(arguments["submission_id"], runtime_env)
+        runtime_env = in_own_folder(arguments["submission_id"], runtime_env)
+    arguments["runtime_env"] = runtime_env
     return Submission(arguments)
 
 

@@ -38,7 +38,7 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     given = ["submit", "--id", "found", "--name", "a name", "--tag", "team=a"]
     submitted = run(*given, "--detach", "script.py", "an arg", env=remote)
     assert (submitted.returncode, submitted.stdout) == (0, b"found\n")
-    follow, status = "python -m client logs -f found", "python -m client status found"
+    follow, status = "ray-workload logs -f found", "ray-workload status found"
     hint = f"ray-workload: follow it with {follow}; see how it is with {status}"
     assert submitted.stderr.decode().splitlines()[-2:] == ["ray-workload: job found submitted", hint]
 

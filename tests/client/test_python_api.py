@@ -212,7 +212,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "address": (lambda: client.submit("a.py", address="nowhere"), r"nowhere \(address\) is not an address: give emb"),
     "no address": (lambda: client.jobs(5), "address must be a str"),  # type: ignore[arg-type]
     "attach": (lambda: client.attach(5), "submission_id must be a str"),  # type: ignore[arg-type]
-    "no cluster": (lambda: client.jobs("embedded"), "start one with `python -m client up embedded`, or give its add"),
+    "no cluster": (lambda: client.jobs("embedded"), "start one with `ray-workload up embedded`, or give its add"),
 }
 
 

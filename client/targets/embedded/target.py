@@ -1,56 +1,28 @@
 """The target `embedded`: a Ray head of the client's own, on this machine, in a folder of its own (see `folder`)."""
 
 import fcntl
-import json
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO
 
-from client.errors import ClientError, TimedOut, Unreachable
+from client.errors import ClientError, TimedOut
 from client.http import Http, Server
 from client.ray_api.http import token_refusal
 from client.targets.embedded import folder as head_folder
-from client.targets.embedded import keeper
-from client.targets.target import STOP_SECONDS, Runtime, Target, same_host_agent
+from client.targets.embedded.start import START_SECONDS, identity, read_head, start, takes_jobs, wait_ready
+from client.targets.target import Runtime, Target, same_host_agent
 from client.wait import Note, silent
 
-_HEAD = str(Path(__file__).with_name("head.py"))
-_START_SECONDS = 60.0
 _END_SECONDS = 30.0
 _VMSTAT = Path("/proc/vmstat")
 _OUT_OF_MEMORY = "memory ran out on this machine meanwhile, and the kernel killed a process: use less memory at a time"
-_PORTS = range(20000, 30000)
-
-# An address or a token meant for another Ray would lead the head's own processes there.
-_NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS", "RAY_JOB_HEADERS")
-
-
-@dataclass(frozen=True)
-class _Head:
-    """What head.json holds."""
-
-    dashboard_port: int
-    agent_port: int
-    python: str
-    folder: tuple[int, int]
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """Device and inode, which differ for a folder that was created later under the same name."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 @contextmanager
@@ -60,87 +32,6 @@ def _disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise ClientError(f"cannot start Ray here ({error.strerror})", "set TMPDIR to another folder") from error
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, below those that the system gives to anybody who asks for any.
-
-    Should another take one first, the head does not start, and says so.
-    """
-    ports: list[int] = []
-    while len(ports) < count:
-        port = secrets.choice(_PORTS)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports = [*dict.fromkeys([*ports, port])]
-    return ports
-
-
-def _start(directory: Path, lock: int, folder: Path, *, stdin: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
-    """Start a head in a folder under a keeper that inherits the lock. Returns the keeper and what both print."""
-    token = os.open(directory / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    os.write(token, secrets.token_hex(32).encode())
-    os.close(token)
-    gcs, dashboard, agent, *metrics = _free_ports(5)
-    head = [sys.executable, "-P", _HEAD, str(directory), *map(str, (gcs, dashboard, agent))]
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **inherited} | {
-        "PWD": str(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "AUTOSCALER_METRIC_PORT": str(metrics[0]),
-        "DASHBOARD_METRIC_PORT": str(metrics[1]),
-        # A driver's exit would wait for its last task events, which nobody reads here.
-        "RAY_task_events_shutdown_flush_timeout_ms": "0",
-    }
-    partial = directory / "head.part"
-    partial.write_text(json.dumps(asdict(_Head(dashboard, agent, sys.executable, _identity(folder)))))
-    partial.rename(directory / "head.json")
-    log = open(directory / "keeper.log", "w+b")
-    process = subprocess.Popen(
-        [sys.executable, "-P", keeper.__file__, str(directory), *head],
-        stdin=stdin,
-        stdout=log,
-        stderr=log,
-        env=environment,
-        cwd=folder,
-        start_new_session=True,
-        pass_fds=[lock],
-    )
-    os.close(lock)
-    return process, log
-
-
-def _head(directory: Path) -> _Head:
-    return _Head(**json.loads((directory / "head.json").read_text()))
-
-
-def _takes_jobs(head: _Head) -> bool:
-    """True once the head's raylet and its job agent are up: a job sent earlier waits half a second more."""
-    connection = HTTPConnection("127.0.0.1", head.agent_port, timeout=5)
-    try:
-        connection.request("GET", "/api/local_raylet_healthz")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _wait_ready(directory: Path, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
-    """Wait until the head takes jobs.
-
-    Raises:
-        Unreachable: it ended first, or is not ready within a minute.
-    """
-    head, deadline = _head(directory), time.monotonic() + _START_SECONDS
-    while not _takes_jobs(head):
-        if process.poll() is not None or time.monotonic() > deadline:
-            log.seek(0)
-            last = log.read().decode(errors="replace").strip().rpartition("\n")[2] or "it printed nothing"
-            raise Unreachable(f"the embedded Ray did not start: {last}", "check memory, disk space and free ports")
-        time.sleep(0.02)
 
 
 def _killed_by_kernel() -> int:
@@ -157,7 +48,7 @@ class EmbeddedTarget(Target):
 
     def __init__(self, directory: Path, started: "tuple[subprocess.Popen[bytes], IO[bytes]] | None" = None) -> None:
         """Read the head's ports and token; one that was `started` with this process ends with it."""
-        self._directory, self._started, self._head = directory, started, _head(directory)
+        self._directory, self._started, self._head = directory, started, read_head(directory)
         self._url = f"http://127.0.0.1:{self._head.dashboard_port}"
         self.runtime, self.ends_with_us = Runtime(self._head.python, in_place=True, secrets={}), started is not None
         self._killed_before = _killed_by_kernel()
@@ -172,7 +63,7 @@ class EmbeddedTarget(Target):
         """Wait for a head that was just started, a minute at most, and say so once."""
         if self._started:
             note("starting Ray")
-            _wait_ready(self._directory, *self._started)
+            wait_ready(self._directory, *self._started)
             self._started = None
 
     def log_file(self, submission_id: str) -> Path:
@@ -189,7 +80,7 @@ class EmbeddedTarget(Target):
 
     def runs_in(self, folder: Path) -> bool:
         """Whether the head was started in it."""
-        return list(_identity(folder)) == list(self._head.folder)
+        return list(identity(folder)) == list(self._head.folder)
 
 
 def _wait_end(process: "subprocess.Popen[bytes]") -> None:
@@ -206,7 +97,7 @@ def _start_anew(folder: Path) -> "tuple[Path, subprocess.Popen[bytes], IO[bytes]
     try:
         lock = head_folder.lock(directory)
         assert lock is not None, "nobody else knows this directory"
-        return directory, *_start(directory, lock, folder, stdin=subprocess.PIPE)
+        return directory, *start(directory, lock, folder, stdin=subprocess.PIPE)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -255,16 +146,16 @@ def up(note: Note = silent) -> bool:
     """
     base = head_folder.base()
     head_folder.sweep(base)
-    directory, deadline = base / "warm", time.monotonic() + _START_SECONDS
+    directory, deadline = base / "warm", time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         directory.mkdir(mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):  # the previous head is being removed
             if (lock := head_folder.lock(directory)) is not None:
                 head_folder.empty(directory, lock)
                 note("starting Ray")
-                process, log = _start(directory, lock, Path.cwd(), stdin=subprocess.DEVNULL)
+                process, log = start(directory, lock, Path.cwd(), stdin=subprocess.DEVNULL)
                 try:
-                    _wait_ready(directory, process, log)
+                    wait_ready(directory, process, log)
                 except BaseException:
                     process.terminate()
                     _wait_end(process)
@@ -272,7 +163,7 @@ def up(note: Note = silent) -> bool:
                 finally:
                     log.close()
                 return True
-            if _takes_jobs(_head(directory)):
+            if takes_jobs(read_head(directory)):
                 return False
         time.sleep(0.05)
     raise TimedOut(f"the head in {directory} is still starting", "run `down embedded`, then `up embedded`")
