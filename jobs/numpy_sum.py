@@ -2,7 +2,7 @@
 
 The whole array is never in one place: a value depends only on its index, so any task can create any block.
 
-On a cluster:  python -m client submit jobs/numpy_sum.py --elements 1000000000 --blocks 64
+On a cluster:  ray-workload submit jobs/numpy_sum.py --elements 1000000000 --blocks 64
 Without one:   python jobs/numpy_sum.py --elements 10000000 --blocks 16
 """
 

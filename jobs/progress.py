@@ -1,6 +1,6 @@
 """Print numbered lines, to try out how a job's log is followed. This job does not use Ray.
 
-On a cluster:  python -m client submit jobs/progress.py --lines 100 --rate 10
+On a cluster:  ray-workload submit jobs/progress.py --lines 100 --rate 10
 Without one:   python jobs/progress.py --lines 100 --rate 10
 One gigabyte:  python jobs/progress.py --lines 1000000 --size 1000 --rate 0
 """

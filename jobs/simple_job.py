@@ -1,6 +1,6 @@
 """The first job to try: Ray tasks and an actor count the primes below 100,000.
 
-On a cluster:  python -m client submit jobs/simple_job.py --tasks 8
+On a cluster:  ray-workload submit jobs/simple_job.py --tasks 8
 Without one:   python jobs/simple_job.py --tasks 8
 """
 

@@ -42,7 +42,7 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     hint = f"ray-workload: follow it with {follow}; see how it is with {status}"
     assert submitted.stderr.decode().splitlines()[-2:] == ["ray-workload: job found submitted", hint]
 
-    followed = run(*follow.split()[3:], env=remote)
+    followed = run(*follow.split()[1:], env=remote)
     assert followed.returncode == 7
     assert LINES in followed.stdout and b": exec python script.py 'an arg'\n" in followed.stdout
     assert b"job found failed with exit code 7" in followed.stderr

@@ -121,9 +121,9 @@ def test_the_lines_of_tasks_have_no_colours_in_a_redirected_log_of_the_same_job(
 
     plain, coloured = b"\n(task pid=", "\n\x1b[36m(task pid="
     assert plain in run("submit", "--id", "piped", "a.py").stdout
-    assert "exists: attached to it" in on_a_terminal("--id", "piped")
+    assert "nothing was run" in on_a_terminal("--id", "piped")
     assert coloured in on_a_terminal("--id", "on-a-terminal")
-    assert b"exists: attached to it" in run("submit", "--id", "on-a-terminal", "a.py").stderr
+    assert b"nothing was run" in run("submit", "--id", "on-a-terminal", "a.py").stderr
     assert plain.decode() in on_a_terminal(NO_COLOR="1")
     assert coloured.encode() in run("submit", "--env", "RAY_COLOR_PREFIX=2", "a.py").stdout
 
