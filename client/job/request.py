@@ -84,7 +84,8 @@ class Request:
         if not self.script and not any(self.command) and not self.arguments.get("entrypoint"):
             raise UsageError("there is nothing to run", "give a SCRIPT, or -- and a COMMAND")
         if not re.fullmatch(r"\w[\w.-]*", self.arguments.get("submission_id", "x")):
-            raise UsageError("an id may only hold letters, digits, dots, dashes and underscores", "give another one")
+            what = "an id may only hold letters, digits, underscores, and after the first also dots and dashes"
+            raise UsageError(what, "give another one")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UsageError("a timeout must be more than 0 seconds", "give another one")
         for name in self.environment:

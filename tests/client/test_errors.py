@@ -60,6 +60,7 @@ BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "--tag without =": (["--tag", "A", "--", "true"], {}, ["'A' is not NAME=VALUE"]),
     "--tag of ours": (["--tag", "user=x", "--", "true"], {}, ["the client itself records user", "another name"]),
     "--id": (["--id", "a/b", "--", "true"], {}, ["an id may only hold letters, digits"]),
+    "--id of dots": (["--id", "..", "--", "true"], {}, ["an id may only hold letters, digits"]),
     "--timeout 0": (["--timeout", "0", "--", "true"], {}, ["a timeout must be more than 0 seconds"]),
     "--timeout nan": (["--timeout", "nan", "--", "true"], {}, ["--timeout", "'nan' is not a duration like"]),
     "--num-cpus nan": (["--num-cpus", "nan", "--", "true"], {}, ["num_cpus must be a number"]),

@@ -168,6 +168,7 @@ def test_packages_of_options_are_installed_once(
         (["--requirements", "none.txt"], "cannot read none.txt: No such file or directory"),
         (["--requirements", "editable.txt"], "editable.txt: `-e .` names a file, which is not sent: list all packages"),
         (["--requirements", "constrained.txt"], "`--constraint=a.txt` names a file, which is not sent: list all"),
+        (["--requirements", "circle.txt"], "circle.txt includes itself: remove one of the -r lines"),
         (["--requirements", "binary.txt"], "binary.txt is not a text file"),
         (["--requirements", "private.txt"], "the packages contain a password, and everyone who may list jobs can read"),
         *(
@@ -182,6 +183,7 @@ def test_packages_that_cannot_be_sent(options: list[str], said: str, run: Cli, t
     (tmp_path / "editable.txt").write_text("numpy\n-e .\n")
     (tmp_path / "constrained.txt").write_text("--constraint=a.txt\n")
     (tmp_path / "private.txt").write_text("--index-url https://me:hunter2@host/simple\na\n")
+    (tmp_path / "circle.txt").write_text("a\n-r ./circle.txt\n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
     for name in ("pip", "uv", "conda"):
         (tmp_path / f"{name}.json").write_text(json.dumps({name: ["a"]}))
