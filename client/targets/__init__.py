@@ -159,7 +159,7 @@ def _no_cluster() -> UsageError:
 
     what, hint = "there is no cluster", "start one with `up embedded`, or give its --address"
     if heads := ", ".join(f"process {pid} in {cwd}" for pid, cwd in folder.owners()):
-        what += f" except for the Ray of another client's own ({heads})"
+        what += f" except the Ray that another client started for itself ({heads})"
     name, is_local = login.current_context()
     if name and not is_local:
         other = "for the current context of the kubeconfig, which is not on this machine"

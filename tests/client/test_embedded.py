@@ -173,7 +173,7 @@ def test_whose_own_ray_is_there_is_said_where_no_other_is(
         done = run("logs", "theirs")
         assert done.returncode == 2
         said = done.stderr.decode()
-        assert "there is no cluster except for the Ray of another client's own (" in said
+        assert "there is no cluster except the Ray that another client started for itself (" in said
         assert f"process {client.pid} in {tmp_path}" in said and "): start one with `up embedded`" in said
         client.send_signal(signal.SIGTERM)
         client.communicate(timeout=60)

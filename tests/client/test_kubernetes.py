@@ -120,6 +120,7 @@ def test_a_remote_context_is_never_taken_unasked(tmp_path: Path, monkeypatch: py
 
 def test_a_remote_context_is_named_where_there_is_no_cluster(run: Cli, tmp_path: Path) -> None:
     env = {"KUBECONFIG": str(config(tmp_path, "https://34.1.2.3", {}, "far@gke"))}
+    env["TMPDIR"] = str(tmp_path)  # where the other tests' Ray is not found
     for command in (["list"], ["status"], ["logs", "x"], ["submit", "--detach", "--", "true"]):
         done = run(*command, env=env)
         assert done.returncode == 2
