@@ -1,12 +1,9 @@
 """`--help`: options in groups, where jobs go without --address, and examples."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 _GROUPS = {
     "Where": ("address", "worker", "namespace", "context"),
@@ -18,6 +15,10 @@ _ADDRESSES = (
     "[tool.ray-workload] in the nearest pyproject.toml; a Ray kept by `up embedded`; a RayCluster of the Kubernetes "
     "around this pod or on this machine; a new Ray (`submit` only)."
 )
+
+
+complete_files = click.Path().shell_complete
+complete_folders = click.Path(file_okay=False).shell_complete
 
 
 class WithExamples(click.Command):
@@ -59,10 +60,3 @@ class Command(WithExamples):
                     if title == "Where" and has_address:
                         formatter.write_paragraph()
                         formatter.write_text(_ADDRESSES)
-
-
-def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
-    """Let the shell complete the names of files, or of folders for a DIR."""
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="dir" if (param.metavar or "").startswith("DIR") else "file")]

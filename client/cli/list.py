@@ -27,7 +27,7 @@ from client.cli.options import Duration, address_option, opened, output_option
 )
 @click.option("--mine", is_flag=True, help="Show only jobs that you submitted, by your user name.")
 @click.option("--name", metavar="NAME", help="Show only jobs with this name.")
-@click.option("--since", type=Duration(), metavar="DURATION", help="Show only jobs submitted in this time until now.")
+@click.option("--since", type=Duration(), metavar="DURATION", help="Show only jobs submitted in the last DURATION.")
 @output_option
 def list_jobs(
     address: str | None,
@@ -44,14 +44,15 @@ def list_jobs(
     from client.ray_api.jobs import RayJobs
 
     with opened(address) as (target, _):
-        jobs = RayJobs(target)
+        jobs, me = RayJobs(target), user()
+        oldest = 0 if since is None else (time.time() - since) * 1000
         chosen = [
             job
             for job in jobs.list()
             if (not statuses or job.status in statuses)
-            and (not mine or job.metadata.get("user") == user())
+            and (not mine or job.metadata.get("user") == me)
             and (name is None or job.metadata.get("job_name") == name)
-            and (since is None or (job.submit_time or 0) >= (time.time() - since) * 1000)
+            and (job.submit_time or 0) >= oldest
         ]
         shown = jobs.with_start_times(chosen[:limit])
     output.print_json([output.job_data(job) for job in shown]) if as_json else output.print_jobs(shown)

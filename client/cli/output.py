@@ -18,6 +18,7 @@ from client.errors import OutputLost, UsageError
 from client.ray_api.record import JobRecord, JobResult
 from client.streams import reported, write_all
 
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 _WAITED_SECONDS = 5.0  # a wait for the driver's start that is worth a word
 
 
@@ -173,13 +174,11 @@ def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.0f}"
 
 
-def ago(milliseconds: int | None) -> str:
-    """How long ago a time was, in the largest unit that has two of it."""
-    seconds = max(0, int(time.time() - (milliseconds or 0) / 1000))
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
+def ago(milliseconds: float) -> str:
+    """How long ago a time was, in the largest unit that fits."""
+    seconds = max(0, time.time() - milliseconds / 1000)
+    size, unit = next((unit for unit in _UNITS if seconds >= unit[0]), (1, "s"))
+    return f"{seconds // size:.0f} {unit} ago"
 
 
 def print_jobs(jobs: Sequence[JobRecord]) -> None:

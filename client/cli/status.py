@@ -1,6 +1,5 @@
 """The command `status`."""
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +9,6 @@ from client.cli.options import address_option, opened, output_option
 
 if TYPE_CHECKING:
     from client.ray_api.record import JobRecord
-
-_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 
 @click.command(cls=Command, examples=("status", "status -o json ID"))
@@ -80,10 +77,6 @@ def _resource(name: str, total: float, used: float | None) -> str:
 
 def when(milliseconds: float | None) -> str:
     """A time as this machine's clock shows it, and how long ago it was."""
-    from client.cli.output import local_time
+    from client.cli.output import ago, local_time
 
-    if not milliseconds:
-        return ""
-    seconds = max(0, time.time() - milliseconds / 1000)
-    size, unit = next((unit for unit in _UNITS if seconds >= unit[0]), (1, "s"))
-    return f"{local_time(milliseconds)} ({seconds // size:.0f} {unit} ago)"
+    return f"{local_time(milliseconds)} ({ago(milliseconds)})" if milliseconds else ""

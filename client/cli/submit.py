@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from client.cli.help import Command, complete_files
+from client.cli.help import Command, complete_files, complete_folders
 from client.cli.options import Duration, address_option, choose, note_url, output_option, pairs
 from client.cli.watch import command_on, sigterm_interrupts, watch
 from client.errors import ClientError, Detached, UsageError
@@ -55,7 +55,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
 @click.option(
     "--working-dir",
     metavar="DIR|URI",
-    shell_complete=complete_files,
+    shell_complete=complete_folders,
     help="The job's working directory. Default: the current one.",
 )
 @click.option("--env", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Set a variable of the job.")
@@ -150,7 +150,7 @@ def submit(
             if detach:
                 output.note(line)
                 follow, status = command_on(ctx, sent, address, "logs", "-f"), command_on(ctx, sent, address, "status")
-                output.note(f"follow it with {follow}; see how it is with {status}")
+                output.note(f"follow it with {follow}; show its status with {status}")
                 output.print_json(output.job_data(sent.status())) if as_json else output.print_line(sent.submission_id)
                 return
             default: Literal["stop", "detach"] = "stop" if sent.target.ends_with_us else "detach"
@@ -165,7 +165,7 @@ def _attached(job: "Job") -> str:
     with suppress(ClientError):
         record = job.status()
         if record.finished:
-            return f"job {job.submission_id} ended {ago(record.end_time)}; nothing was run"
+            return f"job {job.submission_id} ended {ago(record.end_time or 0)}; nothing was run"
     return f"job {job.submission_id} exists: attached to it"
 
 

@@ -27,13 +27,13 @@ _FUNCTION = (callable, "a function")
 _TEXTS = (lambda value: _maps(str, value), "a dict of str to str")
 _KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "script": _PATH,
-    "args": (lambda value: _are(str, value), "str each, as '4'"),
-    "command": (lambda value: _are(str, value), "a list of str, as ['echo', 'hello']"),
+    "args": (lambda value: _are(str, value), "str, like '4'"),
+    "command": (lambda value: _are(str, value), "a list of str, like ['echo', 'hello']"),
     "address": _TEXT,
     "working_dir": _PATH,
     "env": _TEXTS,
     "secret_env": (lambda value: _maps((str, type(None)), value), "a dict of str to str or None"),
-    "pip": (lambda value: _are(str, value), "a list of str, as ['einops']"),
+    "pip": (lambda value: _are(str, value), "a list of str, like ['einops']"),
     "requirements": _PATH,
     "name": _TEXT,
     "tags": _TEXTS,

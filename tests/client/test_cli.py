@@ -39,7 +39,7 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     submitted = run(*given, "--detach", "script.py", "an arg", env=remote)
     assert (submitted.returncode, submitted.stdout) == (0, b"found\n")
     follow, status = "ray-workload logs -f found", "ray-workload status found"
-    hint = f"ray-workload: follow it with {follow}; see how it is with {status}"
+    hint = f"ray-workload: follow it with {follow}; show its status with {status}"
     assert submitted.stderr.decode().splitlines()[-2:] == ["ray-workload: job found submitted", hint]
 
     followed = run(*follow.split()[1:], env=remote)

@@ -197,8 +197,8 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "no script": (lambda: client.submit("b.py"), r"there is no script b.py: to run a command, give command=\[...\]"),
     "outside": (lambda: client.submit("a.py", working_dir="sub"), "give a working_dir that contains it$"),
     "script": (lambda: client.submit(5), "script must be a str or a Path"),  # type: ignore[arg-type]
-    "args": (lambda: client.submit("a.py", 5), "args must be str each, as '4'"),  # type: ignore[arg-type]
-    "command": (lambda: client.submit(command="echo hi"), r"command must be a list of str, as \['echo', 'hello'\]"),
+    "args": (lambda: client.submit("a.py", 5), "args must be str, like '4'"),  # type: ignore[arg-type]
+    "command": (lambda: client.submit(command="echo hi"), r"command must be a list of str, like \['echo', 'hello'\]"),
     "words": (lambda: client.submit(command=["a", 5]), "command must be a list of str"),  # type: ignore[list-item]
     "env": (lambda: client.submit("a.py", env={"A": 5}), "env must be a dict of str to str"),  # type: ignore[dict-item]
     "tags": (lambda: client.submit("a.py", tags=["a"]), "tags must be a dict of str to str"),  # type: ignore[arg-type]
