@@ -24,7 +24,10 @@ def exec_command(ctx: click.Context, address: str | None, worker: int | None, co
         what = f"exec needs a RayCluster, and the address is {chosen.value} ({chosen.source})"
         raise UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
     from client.cli import output
-    from client.kube import exec
+    from client.kube import container, exec
     from client.targets import kubernetes
 
-    ctx.exit(exec.run(exec.find(kubernetes.find_cluster(chosen.value), worker), command, output.note))
+    cluster = kubernetes.find_cluster(chosen.value)
+    if not address:
+        output.note(f"address {cluster.address} ({chosen.source})")
+    ctx.exit(exec.run(container.find(cluster, worker), command, output.note))

@@ -14,6 +14,7 @@ from client.cli.dashboard import dashboard
 from client.cli.doctor import doctor
 from client.cli.down import down
 from client.cli.exec import exec_command
+from client.cli.fetch import fetch
 from client.cli.help import WithExamples
 from client.cli.list import list_jobs
 from client.cli.logs import logs
@@ -66,7 +67,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.obj["debug"] = debug
 
 
-for command in (submit, logs, status, list_jobs, stop, up, down, exec_command, dashboard, doctor):
+for command in (submit, logs, fetch, status, list_jobs, stop, up, down, exec_command, dashboard, doctor):
     cli.add_command(command)
 
 

@@ -47,12 +47,11 @@ class Duration(click.ParamType[float]):
         return float(read[1]) * {"h": 3600, "m": 60}.get(read[2], 1)
 
 
-def choose(address: str | None, *, announce: bool = True) -> "Address":
-    """Resolve --address, and say which address is used where the command line does not.
+def choose(address: str | None) -> "Address":
+    """Resolve --address, and warn where that is not sure.
 
     Args:
         address: the user's own.
-        announce: say it at once; others do so once they have found the cluster.
     """
     from client.cli.output import note
     from client.targets import resolve
@@ -60,8 +59,6 @@ def choose(address: str | None, *, announce: bool = True) -> "Address":
     chosen = resolve(address)
     if chosen.warning:
         note(chosen.warning)
-    if announce and not address:
-        note(f"address {chosen.value} ({chosen.source})")
     return chosen
 
 
@@ -75,7 +72,7 @@ def opened(address: str | None) -> Iterator[tuple["Target", "Address"]]:
     from client.cli.output import note
     from client.targets import connect
 
-    chosen = choose(address, announce=False)
+    chosen = choose(address)
     with ExitStack() as stack:
         name = chosen.value
         try:

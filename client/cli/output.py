@@ -181,6 +181,24 @@ def ago(milliseconds: float) -> str:
     return f"{seconds // size:.0f} {unit} ago"
 
 
+def outputs(job: JobRecord, *, in_place: bool) -> str:
+    """Where a job leaves its results; "" where it has left none on this machine, or was not submitted by this client.
+
+    Args:
+        job: which.
+        in_place: it ran on this machine.
+    """
+    where = job.metadata.get("outputs", "")
+    if in_place:
+        with suppress(OSError):
+            return where if any(not name.startswith(".") for name in os.listdir(where)) else ""
+        return ""
+    if not where and "client_version" in job.metadata:
+        own = f"/tmp/ray/session_latest/jobs/{job.submission_id}"
+        return f"RAY_WORKLOAD_OUTPUTS of the cluster, if it is set, else {own} on the nodes"
+    return where
+
+
 def print_jobs(jobs: Sequence[JobRecord]) -> None:
     """Print jobs as a table, or as tab-separated lines into a pipe."""
     header = ("SUBMISSION ID", "STATUS", "EXIT", "SUBMITTED", "WAITED", "SECONDS", "NAME", "ENTRYPOINT")

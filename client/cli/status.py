@@ -24,7 +24,10 @@ def status(address: str | None, as_json: bool, submission_id: str | None) -> Non
         jobs = RayJobs(target)
         if submission_id:
             job = jobs.with_start_times([jobs.get(submission_id)])[0]
-            output.print_json(output.job_data(job)) if as_json else output.print_pairs(_job(job))
+            outputs = output.outputs(job, in_place=target.runtime.in_place)
+            output.print_json(output.job_data(job)) if as_json else output.print_pairs(
+                {**_job(job), "outputs": outputs}
+            )
             return
         where = {"address": target.address, "url": target.http.server.url, "source": chosen.source}
         data = {**where, **target.facts(), **jobs.version(), "resources": jobs.resources()}

@@ -45,7 +45,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
         "Resources": ("num_cpus", "num_gpus", "accelerator"),
         "Identity": ("name", "tag", "submission_id"),
         "How it ends": ("detach", "timeout", "on_interrupt"),
-        "Output": ("dry_run", "as_json"),
+        "Output": ("fetch", "dry_run", "as_json"),
     },
     examples=("submit jobs/simple_job.py --tasks 4", "submit --id train-1 --num-gpus 1 --detach -- python train.py"),
     context_settings={"allow_interspersed_args": False},
@@ -104,6 +104,12 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     metavar="DURATION",
     help="How long to wait for a cluster that is not ready.",
 )
+@click.option(
+    "--fetch",
+    multiple=True,
+    metavar="PATH",
+    help="Fetch these files at the end, as `fetch` does, also if the job failed.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, without sending it.")
 @click.option(
     "-f",
@@ -123,6 +129,7 @@ def submit(
     address: str | None,
     detach: bool,
     wait_cluster: float,
+    fetch: tuple[str, ...],
     dry_run: bool,
     on_interrupt: Literal["stop", "detach"] | None,
     as_json: bool,
@@ -132,11 +139,16 @@ def submit(
     from client.cli import output
     from client.job import submit as job
 
+    if fetch and detach:
+        raise UsageError("--fetch waits for the job's end, and --detach does not", "use `fetch ID` later")
     with sigterm_interrupts():
-        request, chosen = _request(plain=_is_plain(as_json), **given), choose(address, announce=False)
+        request, chosen = _request(plain=_is_plain(as_json), **given), choose(address)
         if dry_run:
             _show_plan(job.plan(request, chosen), as_json=as_json)
             return
+        if fetch and chosen.scheme not in ("embedded", "kubernetes"):
+            what = f"--fetch needs a RayCluster, and the address is {chosen.value}"
+            raise UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
         try:
             sent = job.send(
                 request, chosen, detached=detach, wait_cluster=wait_cluster, note=output.note, progress=output.progress
@@ -155,7 +167,7 @@ def submit(
                 return
             default: Literal["stop", "detach"] = "stop" if sent.target.ends_with_us else "detach"
             on_interrupt, hints = on_interrupt or default, _hints(ctx.command, **given)
-            watch(ctx, sent, address, as_json=as_json, on_interrupt=on_interrupt, note=line, hints=hints)
+            watch(ctx, sent, address, as_json=as_json, on_interrupt=on_interrupt, note=line, fetch=fetch, hints=hints)
 
 
 def _attached(job: "Job") -> str:

@@ -3,12 +3,13 @@
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
+from client.cli.fetch import fetch_files
 from client.errors import ClientError, ContactLost, Detached, NotAuthorised, OutputLost
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def watch(
     on_interrupt: OnInterrupt,
     offset: int = 0,
     note: str = "",
+    fetch: Sequence[str] = (),
     hints: Mapping[int, str] | None = None,
 ) -> NoReturn:
     """Show a job's log until it has ended, and exit with its exit code.
@@ -53,6 +55,7 @@ def watch(
         as_json: print the job's record on stdout and all else on stderr.
         on_interrupt: what Ctrl-C does: stop the job; detach, and a second one soon after stops it; or leave.
         offset: the byte of the log to start from.
+        fetch: the files to fetch at the end, as `find_files` takes them.
         note: a line to print first; Ctrl-C means the same from then on.
         hints: what to say of an exit code.
 
@@ -89,12 +92,23 @@ def watch(
         advice = job.target.out_of_memory((ended.job.submit_time or 0) / 1000, reason)
     if advice:
         output.note(advice)
+    code = ended.exit_code
+    if fetch:
+        try:
+            fetch_files(job.target, ended.job, fetch)
+        except ClientError as error:
+            output.error(str(error))
+            code = code or error.exit_code
+    if ended.job.node_id and (where := output.outputs(ended.job, in_place=job.target.runtime.in_place)):
+        if job.target.address.startswith("kubernetes") and not fetch:
+            where += f" on the cluster; get them with {command_on(ctx, job, address, 'fetch')}"
+        output.note(f"outputs: {where}")
     try:
         if as_json:
             output.print_json(output.job_data(ended.job))
     except OutputLost as error:
         raise OutputLost(error.what, f"`status {job.submission_id} -o json` shows the job's record") from error
-    ctx.exit(ended.exit_code)
+    ctx.exit(code)
 
 
 def _what_becomes_of(ctx: click.Context, job: "Job", address: str | None) -> str:

@@ -25,7 +25,7 @@ FILE_KEYS = {
     "entrypoint_label_selector": dict,
 }
 _VALUE_KINDS = {"metadata": str, "entrypoint_resources": float, "entrypoint_label_selector": str}
-RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name")
+RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name", "outputs")
 UPLOAD_KEYS = ("working_dir", "excludes", "py_modules")  # of a runtime_env: say what is uploaded
 _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list, "py_modules": list}  # read by the client
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}

@@ -17,11 +17,10 @@ from typing import Any
 
 import client
 from client.errors import UsageError
-from client.job import secret_env
-from client.job.folder import in_own_folder
+from client.job import folder, secret_env
 from client.job.request import INSTALLERS, Request
 from client.ray_api.record import TIMEOUT_SIGNAL
-from client.targets.target import PLAIN, STOP_SECONDS, Runtime
+from client.targets.target import OUTPUTS, PLAIN, STOP_SECONDS, Runtime
 from client.upload.git import run_git
 
 
@@ -40,25 +39,32 @@ class Submission:
 def submission(
     request: Request,
     entrypoint: str,
+    runtime: Runtime,
     *,
     working_dir: str | None,
     py_modules: Sequence[str] = (),
-    own_folder: bool = False,
+    copied: bool = False,
 ) -> Submission:
     """Make what is sent.
 
     Args:
         request: what the user asked for.
         entrypoint: as `command_line` gives it.
+        runtime: of the target.
         working_dir: the URI of the working directory there; None where the cluster's own processes run in it.
         py_modules: the URIs of the runtime_env's py_modules.
-        own_folder: the job runs in a copy of the working directory.
+        copied: the job runs in a copy of the working directory.
     """
     runtime_env = {key: value for key, value in request.runtime_env.items() if key != "excludes"}  # done in packing
     environment: dict[str, str] = request.environment
+    outputs = None
+    if runtime.in_place:
+        outputs = environment.get(OUTPUTS) or os.environ.get(OUTPUTS) or f"{request.folder or Path.cwd()}/outputs"
     if working_dir:
         runtime_env["working_dir"] = working_dir
         environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **_python_path(request), **environment}
+        if outputs:
+            environment[OUTPUTS] = outputs
     if py_modules:
         runtime_env["py_modules"] = list(py_modules)
     if environment:
@@ -76,12 +82,14 @@ def submission(
         recorded["timeout"] = f"{request.timeout:.15g}"
     if request.name:
         recorded["job_name"] = request.name
-    arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded}
     arguments.setdefault("submission_id", f"job-{secrets.token_hex(5)}")
+    if outputs := outputs or folder.outputs(arguments["submission_id"], runtime_env, runtime.outputs):
+        recorded["outputs"] = outputs
+    arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded}
     if request.plain and working_dir:  # a Ray whose processes run in the folder is itself started so
         runtime_env = {**runtime_env, "env_vars": {PLAIN: "0", **environment}}
-    if own_folder:
-        runtime_env = in_own_folder(arguments["submission_id"], runtime_env)
+    if not runtime.in_place:
+        runtime_env = folder.started_in_folder(arguments["submission_id"], runtime_env, copied=copied)
     arguments["runtime_env"] = runtime_env
     return Submission(arguments)
 

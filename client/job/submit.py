@@ -1,7 +1,7 @@
 """The five stages of a submit: Request, Target, Upload, Submission, Job. Each is made once and handed on."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +12,7 @@ from client.job.resources import check_resources
 from client.job.submission import Submission, command_line, submission
 from client.ray_api.jobs import RayJobs, needs_sdk
 from client.targets import Address, connect, runtime
+from client.targets.embedded.keeper import make_outputs
 from client.targets.target import Runtime
 from client.upload.package import Packed, Upload, plan_upload
 from client.wait import Note, silent
@@ -51,7 +52,7 @@ def plan(request: Request, address: Address) -> Plan:
     entrypoint, upload = command_line(request, where), _upload(request, where)
     with upload.packed() as packed:
         local = f"local://{request.folder}" if where.in_place else None
-        return Plan(_submission(request, entrypoint, upload, packed, local), upload, packed.size)
+        return Plan(_submission(request, entrypoint, where, upload, packed, local), upload, packed.size)
 
 
 def _upload(request: Request, where: Runtime) -> Upload:
@@ -61,10 +62,13 @@ def _upload(request: Request, where: Runtime) -> Upload:
     return plan_upload(folder, modules, request.runtime_env.get("excludes", ()))
 
 
-def _submission(request: Request, entrypoint: str, upload: Upload, packed: Packed, local: str | None) -> Submission:
+def _submission(
+    request: Request, entrypoint: str, where: Runtime, upload: Upload, packed: Packed, local: str | None
+) -> Submission:
     working_dir = request.working_dir_uri or packed.working_dir or local
-    own_folder = upload.working_dir is not None and is_copied(upload.working_dir)
-    return submission(request, entrypoint, working_dir=working_dir, py_modules=packed.py_modules, own_folder=own_folder)
+    copied = upload.working_dir is not None and is_copied(upload.working_dir)
+    modules = packed.py_modules
+    return submission(request, entrypoint, where, working_dir=working_dir, py_modules=modules, copied=copied)
 
 
 def send(
@@ -110,8 +114,13 @@ def send(
                 if not jobs.has_package(package.uri):
                     with progress("uploading", package.size) as sent:
                         jobs.upload(package.uri, package.path, package.size, sent)
-            runs_here = target.runtime.in_place and request.folder and not target.runs_in(request.folder)
-            made = _submission(request, entrypoint, upload, packed, f"local://{request.folder}" if runs_here else None)
+            local = None
+            if target.runtime.in_place and request.folder and not target.runs_in(request.folder):
+                local = f"local://{request.folder}"
+            made = _submission(request, entrypoint, target.runtime, upload, packed, local)
+            if local:
+                with suppress(OSError):  # a folder that cannot be written
+                    make_outputs(Path(made.arguments["metadata"]["outputs"]))
             new = jobs.submit(made.arguments, upload.changed_since)
         _compare_versions(theirs, note)  # while the job starts
         return Job(made.submission_id, target, stack.pop_all(), attached=not new)

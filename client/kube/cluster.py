@@ -115,6 +115,11 @@ class Cluster:
     def __str__(self) -> str:
         return f"RayCluster {self.namespace}/{self.name}"
 
+    @property
+    def address(self) -> str:
+        """Its --address."""
+        return address_of(self.api.login, self.namespace, self.name)
+
     @cached_property
     def reaches_agent(self) -> bool:
         """Whether the login can read the chart's Service, which has a port for the head's node agent."""

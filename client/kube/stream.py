@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CLOSE = 255  # the channel whose messages close another channel, from v5.channel.k8s.io on
 _CONNECT_SECONDS = 10.0
+_PING_SECONDS = 10.0  # proxies may end an idle connection
+_SILENT_SECONDS = 60.0
 _CHUNK = 1 << 18
 _BINARY, _CLOSE, _PING, _PONG = 2, 8, 9, 10  # opcodes of RFC 6455
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -46,7 +48,7 @@ class Stream:
         connection.setblocking(False)
         self.protocol = protocol
         self.closed = False
-        self.last_received = time.monotonic()
+        self.last_received = self._last_ping = time.monotonic()
         self._socket = connection
         self._input, self._output, self._message = bytearray(), bytearray(), bytearray()
         self._sent = self._acknowledged = 0  # counts of messages
@@ -80,9 +82,24 @@ class Stream:
         return isinstance(self._socket, ssl.SSLSocket) and self._socket.fileno() >= 0 and self._socket.pending() > 0
 
     @property
-    def unacknowledged(self) -> bool:
-        """Whether the server may not have read all messages yet: a pong acknowledges those before its ping."""
-        return self._acknowledged < self._sent
+    def poll_seconds(self) -> float:
+        """How long `poll` may wait: until the next ping."""
+        return 0.0 if self.pending else max(0.0, self._last_ping + _PING_SECONDS - time.monotonic())
+
+    def keep_alive(self, *, reads_at_once: bool = False) -> None:
+        """Ping in time, and close a connection that is dead.
+
+        Args:
+            reads_at_once: the other side reads all that it is sent. A command that does not read its stdin keeps even
+                pongs back.
+        """
+        now, unread = time.monotonic(), self._acknowledged < self._sent
+        if now - self.last_received > _SILENT_SECONDS and (reads_at_once or not unread):
+            self.closed = True
+        elif now - self._last_ping >= _PING_SECONDS:
+            self._last_ping = now
+            self.ping()
+            self.write()
 
     def send(self, channel: int, data: bytes) -> None:
         """Queue a message; `write` sends it."""

@@ -13,12 +13,13 @@ from client.errors import RUN_DOCTOR, ClientError, Forbidden, Unreachable, Usage
 from client.http import Http, Server
 from client.kube import login
 from client.kube.api import Api, Object, refusal
-from client.kube.cluster import DASHBOARD, Cluster, address_of, clusters, find, token
+from client.kube.cluster import DASHBOARD, Cluster, clusters, find, token
+from client.kube.container import Container, running
 from client.kube.port_forward import PortForwards
 from client.ray_api.http import token_refusal
 from client.ray_api.jobs import RayJobs
 from client.targets.resources import groups
-from client.targets.target import Runtime, Target
+from client.targets.target import OUTPUTS, Runtime, Target
 from client.wait import Note, wait
 
 _KUBELET_SECONDS = 3.0  # until a pod's status shows that a container was killed
@@ -59,8 +60,9 @@ class KubernetesTarget(Target):
     def __init__(self, api: Api, found: Object) -> None:
         """Read the cluster's token; nothing is asked of Ray yet."""
         self.cluster, self._object = Cluster(api, found), found
-        self.address = address_of(api.login, self.cluster.namespace, self.cluster.name)
-        self.runtime = Runtime(secrets=_secrets(found["spec"]["headGroupSpec"]["template"]["spec"]))
+        self.address = self.cluster.address
+        head = found["spec"]["headGroupSpec"]["template"]["spec"]
+        self.runtime = Runtime(secrets=_secrets(head), outputs=_outputs(head))
         secret, in_pod = token(api, found), api.login.context is None
         name = "Authorization" if in_pod else "X-Ray-Authorization"  # the API server keeps the other for itself
         self._headers = {name: f"Bearer {secret}"} if secret else {}
@@ -92,6 +94,10 @@ class KubernetesTarget(Target):
             note("this login may not use the API server's proxy (services/proxy); using a port-forward instead")
             self._noted = True
         self.cluster.wait_ready(note, seconds)
+
+    def pods(self) -> Sequence[Container]:
+        """The Ray containers, the head's first."""
+        return running(self.cluster)
 
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
         """The head and the worker groups."""
@@ -137,6 +143,12 @@ def _secrets(pod: Object) -> dict[str, str]:
     folders = {m["name"]: m["mountPath"] for m in pod["containers"][0].get("volumeMounts") or ()}
     names = {v["name"]: (v.get("secret") or {}).get("secretName") for v in pod.get("volumes") or ()}
     return {secret: folders[volume] for volume, secret in names.items() if secret and volume in folders}
+
+
+def _outputs(pod: Object) -> str:
+    """Where the chart's value `outputs` has jobs leave their results; "" where it is not set."""
+    environment = {variable["name"]: variable.get("value") for variable in pod["containers"][0].get("env") or ()}
+    return environment.get(OUTPUTS) or ""
 
 
 @contextmanager

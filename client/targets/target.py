@@ -1,6 +1,6 @@
 """Where jobs run: the one protocol that every target satisfies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from client.wait import Note
 
 STOP_SECONDS = "30"  # RAY_JOB_STOP_WAIT_TIME_S: Ray's own 3 s from SIGTERM to SIGKILL are too short for a checkpoint
 
+OUTPUTS = "RAY_WORKLOAD_OUTPUTS"  # where a job leaves its results
 PLAIN = "RAY_COLOR_PREFIX"  # 0: no colours before the lines of tasks (ray/_private/worker.py, 2.60)
 
 
@@ -22,11 +23,34 @@ class Runtime:
         python: the interpreter that runs a SCRIPT.
         in_place: jobs run in the working directory itself, so it is not uploaded.
         secrets: the folders in which the containers mount Secrets, by the Secret's name; None where nobody was asked.
+        outputs: the folder or URL under which each job has a place for its results; "" where that is the job's own
+            folder, None where nobody was asked.
     """
 
     python: str = "python"
     in_place: bool = False
     secrets: Mapping[str, str] | None = None
+    outputs: str | None = None
+
+
+class Pod(Protocol):
+    """A part of a cluster that can run commands."""
+
+    @property
+    def pod_name(self) -> str:
+        """Its name."""
+
+    @property
+    def ip(self) -> str:
+        """Its address in the cluster."""
+
+    def output(self, command: Sequence[str], stdin: bytes) -> Iterator[bytes]:
+        """Run a command, and yield what it prints on stdout.
+
+        Raises:
+            ClientError: it failed.
+            ContactLost: the connection or the pod ended first.
+        """
 
 
 class Target(Protocol):
@@ -67,6 +91,10 @@ class Target(Protocol):
 
     def log_file(self, submission_id: str) -> Path | None:
         """The file of a job's log, where the cluster writes it on this machine."""
+        return None
+
+    def pods(self) -> Sequence[Pod] | None:
+        """The pods of the cluster that run now; None where no commands can be run."""
         return None
 
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]] | None:

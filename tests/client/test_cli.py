@@ -71,7 +71,20 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     lines = run("status", "found", env=remote).stdout.decode().splitlines()
     shown = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))  # the message has several lines
     times = {"submitted": status["submit_time"], "started": status["start_time"], "ended": status["end_time"]}
-    keys = {"id", "name", "status", "exit", "entrypoint", "message", "submitted", "started", "ended", "user", "tags"}
+    keys = {
+        "id",
+        "name",
+        "status",
+        "exit",
+        "entrypoint",
+        "message",
+        "submitted",
+        "started",
+        "ended",
+        "user",
+        "tags",
+        "outputs",
+    }
     assert shown.keys() == keys
     assert (shown["id"], shown["status"], shown["exit"].split()) == ("found", "FAILED", ["code", "7"])
     assert (shown["name"], shown["tags"]) == ("a name", "team=a")
@@ -144,7 +157,7 @@ def test_the_exit_code_is_the_drivers(
 ) -> None:
     done = run("submit", "-o", "json", *arguments, env=remote)
     assert done.returncode == code
-    assert told in done.stderr.decode().splitlines()[-1]
+    assert told in done.stderr.decode().splitlines()[-2]
     shown = json.loads(done.stdout)
     assert shown.keys() == SHOWN
     assert (shown["status"], shown["exit_code"]) == (status, code)
@@ -260,7 +273,7 @@ def test_a_job_that_fails_for_a_misplaced_word_gets_a_hint(
 ) -> None:
     (tmp_path / "ends.py").write_text("import sys; sys.exit(int(sys.argv[1]))")
     done = run("submit", *words, env=remote)
-    *_, ended, last = done.stderr.decode().splitlines()
+    *_, ended, last, _ = done.stderr.decode().splitlines()
     assert done.returncode == code
     assert f" failed with exit code {code} after " in (ended if hint else last)
     assert hint in last
@@ -398,7 +411,7 @@ def test_help_has_groups_and_says_where_jobs_go(run: Cli) -> None:
         "Resources": ["--num-cpus", "--num-gpus", "--accelerator"],
         "Identity": ["--name", "--tag", "--id"],
         "How it ends": ["--detach", "--timeout", "--on-interrupt"],
-        "Output": ["--dry-run", "-o, --output"],
+        "Output": ["--fetch", "--dry-run", "-o, --output"],
         "Options": ["-h, --help"],
     }
     options = {title: re.findall(r"^  (-[\w-]+(?:, --\w+)?)", text, re.MULTILINE) for title, text in shown.items()}

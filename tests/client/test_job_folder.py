@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import client
-from client.job.folder import in_own_folder
+from client.job.folder import outputs, started_in_folder
 from tests.conftest import Cli
 
 JOB = """
@@ -48,6 +48,9 @@ def folder(remote: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
+SHOWS = "os.getcwd(), os.environ['PYTHONPATH'], sorted(os.listdir())"
+
+
 def log_of(name: str, results: dict[str, list[str]]) -> None:
     job = client.submit("job.py", name)
     chunks: list[bytes] = []
@@ -72,10 +75,12 @@ def test_jobs_do_not_see_what_other_jobs_wrote(folder: Path) -> None:
     assert (folder / "input.txt").read_text() == "original "
 
 
-def start(unpacked: Path, name: str, *words: str, **environment: str) -> "subprocess.Popen[bytes]":
+def start(
+    unpacked: Path, name: str, *words: str, shows: str = SHOWS, copied: bool = True, **environment: str
+) -> "subprocess.Popen[bytes]":
     """Start Python as Ray starts a process of the job `name` (ray/_private/runtime_env/context.py)."""
-    command = in_own_folder(name, {})["py_executable"]
-    code = "import json, os; print(json.dumps([os.getcwd(), os.environ['PYTHONPATH'], sorted(os.listdir())]))"
+    command = started_in_folder(name, {}, copied=copied)["py_executable"]
+    code = f"import json, os; print(json.dumps([{shows}]))"
     line = f"cd '{unpacked}' && exec {command} -c \"{code}\" {' '.join(words)}"
     env = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -105,7 +110,9 @@ def test_the_processes_of_a_job_share_one_whole_copy(unpacked: Path) -> None:
     jobs = unpacked.parents[2] / "jobs"
     for process in processes:
         assert said(process) == [f"{jobs}/a-job", f"/module:{jobs}/a-job:/more", sorted(map(str, range(200)))]
-    assert [path.name for path in jobs.iterdir()] == ["a-job"]
+    assert sorted(path.name for path in jobs.iterdir()) == [".a-job", "a-job"]
+    copied = (jobs / ".a-job").stat().st_ctime_ns
+    assert all(path.stat().st_ctime_ns <= copied for path in (jobs / "a-job").iterdir())
 
 
 def test_without_room_the_job_runs_in_the_shared_folder(unpacked: Path) -> None:
@@ -123,14 +130,35 @@ def test_an_activated_environment_has_its_own_python(unpacked: Path, tmp_path: P
 
 @pytest.mark.parametrize("key", ["py_executable", "container", "image_uri"])
 def test_a_job_that_starts_its_processes_in_another_way_keeps_it(key: str) -> None:
-    assert in_own_folder("a-job", {key: "mine"}) == {key: "mine"}
+    assert started_in_folder("a-job", {key: "mine"}, copied=True) == {key: "mine"}
+    assert outputs("a-job", {key: "mine"}, "/data") == "/data"
+
+
+OUTPUTS = "os.environ['RAY_WORKLOAD_OUTPUTS'], os.path.isdir(os.environ['RAY_WORKLOAD_OUTPUTS'])"
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_job_has_a_folder_for_its_results(unpacked: Path, tmp_path: Path, copied: bool) -> None:
+    """By default its own; below the cluster's where that has one; a URL is passed on."""
+    own, volume = str(unpacked.parents[2] / "jobs" / "a-job"), str(tmp_path / "a volume")
+    assert said(start(unpacked, "a-job", shows=OUTPUTS, copied=copied)) == [own, True]
+    given = start(unpacked, "a-job", shows=OUTPUTS, copied=copied, RAY_WORKLOAD_OUTPUTS=f"{volume}/")
+    assert said(given) == [f"{volume}/a-job", True] and outputs("a-job", {}, f"{volume}/") == f"{volume}/a-job"
+    given = start(unpacked, "a-job", shows=OUTPUTS, copied=copied, RAY_WORKLOAD_OUTPUTS="gs://bucket")
+    assert said(given) == ["gs://bucket/a-job", False] and outputs("a-job", {}, "gs://bucket") == "gs://bucket/a-job"
+
+
+def test_the_user_s_own_variable_is_left_as_it_is(unpacked: Path) -> None:
+    env = {"env_vars": {"RAY_WORKLOAD_OUTPUTS": "/mine"}}
+    assert "RAY_WORKLOAD_OUTPUTS" not in started_in_folder("a-job", env, copied=True)["py_executable"]
+    assert outputs("a-job", env, "/data") == "/mine"
 
 
 def test_a_large_upload_is_shared_which_the_client_says(folder: Path, run: Cli) -> None:
     for number in range(1000):
         (folder / str(number)).touch()
     done = run("submit", "--dry-run", "-o", "json", "job.py")
-    assert "py_executable" not in json.loads(done.stdout)["runtime_env"]
+    assert "cp -a" not in json.loads(done.stdout)["runtime_env"]["py_executable"]
     done = run("submit", "--", "pwd")
     assert b"runtime_resources" in done.stdout and b"jobs with the same files share a folder" in done.stderr
     for number in range(3):

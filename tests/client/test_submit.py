@@ -41,7 +41,7 @@ def appends(file: Path) -> list[str]:
 def arguments_of(head: Target, file: Path, submission_id: str) -> Mapping[str, Any]:
     request = Request(command=appends(file), arguments={"submission_id": submission_id})
     entrypoint = command_line(request, head.runtime)
-    return submission(request, entrypoint, working_dir=f"local://{file.parent}").arguments
+    return submission(request, entrypoint, head.runtime, working_dir=f"local://{file.parent}").arguments
 
 
 def test_a_lost_reply_does_not_run_the_job_twice(head: Target, tmp_path: Path) -> None:

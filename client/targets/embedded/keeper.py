@@ -69,11 +69,38 @@ def _client_left() -> bool:
     return False
 
 
-def main(directory: Path, command: list[str]) -> None:
+def make_outputs(folder: Path) -> None:
+    """Make a folder for results, which git and uploads leave out."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+        (folder / ".gitignore").write_text("*\n")
+
+
+def _hold(outputs: Path) -> None:
+    """Make the folder for results, and keep other heads from removing it."""
+    holder = outputs / f".{os.getpid()}"
+    with suppress(OSError):  # a folder that cannot be written
+        while not holder.exists():
+            make_outputs(outputs)
+            with suppress(FileNotFoundError):  # another head has just removed it
+                holder.touch()
+
+
+def _release(outputs: Path) -> None:
+    """Remove the folder if it was made here, is empty, and no other head holds it."""
+    with suppress(OSError):
+        (outputs / f".{os.getpid()}").unlink()
+        if os.listdir(outputs) == [".gitignore"]:
+            (outputs / ".gitignore").unlink()
+            outputs.rmdir()
+
+
+def main(directory: Path, outputs: Path, command: list[str]) -> None:
     """Run the head until it is time to end it.
 
     Args:
         directory: what to remove afterwards.
+        outputs: the folder where jobs leave their results.
         command: the head, as a command that stays in the foreground.
     """
 
@@ -84,6 +111,7 @@ def main(directory: Path, command: list[str]) -> None:
     (directory / "lock").write_text(str(os.getpid()))
     _adopt_orphans()
     try:
+        _hold(outputs)
         started = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # if collected, it would reap a head that ended
         head = psutil.Process(started.pid)
         while _alive(head):
@@ -93,10 +121,11 @@ def main(directory: Path, command: list[str]) -> None:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end_descendants()
+        _release(outputs)
         # Renamed first: the name is free for a new head before the last file is gone.
         ended = directory.rename(f"{directory}.{os.getpid()}")
         shutil.rmtree(ended, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

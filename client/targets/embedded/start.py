@@ -15,7 +15,7 @@ from typing import IO
 
 from client.errors import Unreachable
 from client.targets.embedded import keeper
-from client.targets.target import STOP_SECONDS
+from client.targets.target import OUTPUTS, STOP_SECONDS
 
 _HEAD = str(Path(__file__).with_name("head.py"))
 START_SECONDS = 60.0
@@ -62,7 +62,8 @@ def start(directory: Path, lock: int, folder: Path, *, stdin: int) -> "tuple[sub
     gcs, dashboard, agent, *metrics = _free_ports(5)
     head = [sys.executable, "-P", _HEAD, str(directory), *map(str, (gcs, dashboard, agent))]
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **inherited} | {
+    defaults = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, OUTPUTS: f"{folder}/outputs"}
+    environment = {**defaults, **inherited} | {
         "PWD": str(folder),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
@@ -78,7 +79,7 @@ def start(directory: Path, lock: int, folder: Path, *, stdin: int) -> "tuple[sub
     partial.rename(directory / "head.json")
     log = open(directory / "keeper.log", "w+b")
     process = subprocess.Popen(
-        [sys.executable, "-P", keeper.__file__, str(directory), *head],
+        [sys.executable, "-P", keeper.__file__, str(directory), environment[OUTPUTS], *head],
         stdin=stdin,
         stdout=log,
         stderr=log,

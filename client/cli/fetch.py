@@ -1,0 +1,70 @@
+"""The command `fetch`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from client.cli.help import Command, complete_folders
+from client.cli.options import address_option, opened
+
+if TYPE_CHECKING:
+    from client.ray_api.record import JobRecord
+    from client.targets.target import Target
+
+
+@click.command(cls=Command, examples=("fetch ID", "fetch ID 'results/**' '*.pt' --to results"))
+@address_option
+@click.option(
+    "--to",
+    metavar="DIR",
+    shell_complete=complete_folders,
+    help="Where to put the files. Nothing there is replaced. Default: outputs/ID.",
+)
+@click.argument("submission_id", metavar="ID")
+@click.argument("patterns", nargs=-1, metavar="[PATH...]")
+def fetch(address: str | None, to: str | None, submission_id: str, patterns: tuple[str, ...]) -> None:
+    """Get the files that a job wrote, from all pods of its cluster.
+
+    A PATH is a file, a folder or a pattern as in .gitignore; by default, all files are fetched. Their local paths are
+    printed.
+    """
+    from client.ray_api.jobs import RayJobs
+
+    with opened(address) as (target, _):
+        fetch_files(target, RayJobs(target).get(submission_id), patterns, to, show=True)
+
+
+def fetch_files(
+    target: "Target", job: "JobRecord", patterns: Sequence[str], to: str | None = None, *, show: bool = False
+) -> None:
+    """Get the files that a job wrote.
+
+    Args:
+        target: where it ran.
+        job: which.
+        patterns: which files.
+        to: a folder of the user's; None for one of our own.
+        show: print the path of each file.
+    """
+    from client.cli import output
+    from client.job.fetch import default_folder, fetch_files
+    from client.job.files import find_files
+
+    if target.runtime.in_place:
+        output.note(f"the files of job {job.submission_id} are on this machine already")
+        return
+    found = find_files(target, job, patterns)
+    for link in found.outside:
+        output.note(f"not fetched because the link leads out of the job's folder: {link}")
+    folder, fetched = Path(to) if to else default_folder(job.submission_id), []
+    try:
+        for path in fetch_files(found.files, folder, replace=not to, note=output.note, progress=output.progress):
+            fetched.append(str(path))
+    finally:
+        if show:
+            for line in fetched:
+                output.print_line(line)
+        there = len(found.files) - len(fetched)
+        output.note(f"fetched {len(fetched)} files into {folder}{f'; {there} were there already' if there else ''}")
