@@ -45,10 +45,11 @@ bench-cluster: $(VENV)/.done  ## measure chart, image and client on the cluster 
 	@$(CHARTS)
 	$(BIN)/python -m ci.bench_cluster
 
-# The locks name no index. They are the same on every machine unless uv's environment variables are set.
+# The locks name no index. They are the same on every machine unless uv's environment variables are set. The image gets
+# the versions that are tested: those that suit all extras, too.
 lock: $(VENV)/.done  ## refresh the locked requirements
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --group dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header -c requirements-dev.txt pyproject.toml -o requirements.txt
 	echo uv | $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header - -o requirements-uv.txt
 
 $(VENV)/.done: requirements-uv.txt requirements-dev.txt pyproject.toml

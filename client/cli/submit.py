@@ -40,7 +40,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
 @click.command(
     cls=_SubmitCommand,
     groups={
-        "What runs": "working_dir env secret_env allow_plain pip requirements runtime_env job_file".split(),
+        "What runs": "working_dir upload_to env secret_env allow_plain pip requirements runtime_env job_file".split(),
         "Where": ("address", "wait_cluster"),
         "Resources": ("num_cpus", "num_gpus", "accelerator"),
         "Identity": ("name", "tag", "submission_id"),
@@ -57,6 +57,12 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     metavar="DIR|URI",
     shell_complete=complete_folders,
     help="The job's working directory. Default: the current one.",
+)
+@click.option(
+    "--upload-to",
+    metavar="URL",
+    help="Upload to gs://BUCKET[/PREFIX] or s3://BUCKET[/PREFIX], of any size. The image needs google-cloud-storage or "
+    "boto3.",
 )
 @click.option("--env", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Set a variable of the job.")
 @click.option(

@@ -32,6 +32,7 @@ def submit(
     timeout: float | None = None,
     accelerator: str | None = None,
     allow_plain: bool = False,
+    upload_to: str | None = None,
     **arguments: Any,
 ) -> Job:
     """Submit a script or a command, once.
@@ -51,6 +52,7 @@ def submit(
         timeout: seconds the job may run.
         accelerator: the kind of GPU that the driver needs, as Ray names it: L4.
         allow_plain: accept an `env` name that looks like a secret's, and a password in the packages' URLs.
+        upload_to: gs://BUCKET[/PREFIX] or s3://BUCKET[/PREFIX]: where Ray gets the files from; has no size limit.
         **arguments: of Ray's `JobSubmissionClient.submit_job`: submission_id, runtime_env, entrypoint_num_cpus, ...
 
     Returns:
@@ -62,7 +64,7 @@ def submit(
     """
     check(script=script, args=args, command=command, address=address, working_dir=working_dir, env=env, tags=tags)
     check(secret_env=secret_env, pip=pip, requirements=requirements)
-    check(name=name, timeout=timeout, accelerator=accelerator)
+    check(name=name, timeout=timeout, accelerator=accelerator, upload_to=upload_to)
     if unknown := sorted(arguments.keys() - FILE_KEYS):
         names = [name for name in signature(submit).parameters if name not in ("args", "arguments")]
         raise UsageError(f"submit() has no argument {unknown[0]}", f"it has {', '.join([*names, *FILE_KEYS])}")
@@ -81,6 +83,7 @@ def submit(
         timeout=timeout,
         accelerator=accelerator,
         allow_plain=allow_plain,
+        upload_to=upload_to,
         arguments=arguments,
     )
     return send(request, resolve(address))

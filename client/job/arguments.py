@@ -39,6 +39,7 @@ _KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "tags": _TEXTS,
     "timeout": _NUMBER,
     "accelerator": _TEXT,
+    "upload_to": _TEXT,
     "submission_id": _TEXT,
     "write": _FUNCTION,
     "note": _FUNCTION,

@@ -30,6 +30,7 @@ UPLOAD_KEYS = ("working_dir", "excludes", "py_modules")  # of a runtime_env: say
 _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list, "py_modules": list}  # read by the client
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
+_BUCKET = re.compile(r"(gs|s3)://[\w.-]+(/[\w.=+@~-]+)*")
 _PASSWORD = re.compile(r"://[^/\s@]*:(?!\$)[^/\s@]+@")  # pip expands ${NAME} with its own variables
 ACCELERATOR = "accelerator_type:"
 INSTALLERS = ("pip", "uv", "conda")  # of a runtime_env: each makes an environment for the job
@@ -55,6 +56,7 @@ class Request:
             `entrypoint_num_gpus` does not say how many.
         plain: ask Ray for lines without colours. It is no part of what makes two jobs the same.
         allow_plain: accept an `env` name that looks like a secret's, and a password in the packages' URLs.
+        upload_to: the bucket that what is uploaded is put into, for Ray to get it from there.
         arguments: of the Job SDK's `submit_job`, by its own names; the fields above win.
     """
 
@@ -71,6 +73,7 @@ class Request:
     accelerator: str | None = None
     plain: bool = False
     allow_plain: bool = False
+    upload_to: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,6 +91,10 @@ class Request:
             raise UsageError(what, "give another one")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UsageError("a timeout must be more than 0 seconds", "give another one")
+        if self.upload_to is not None:
+            object.__setattr__(self, "upload_to", self.upload_to.rstrip("/"))
+            if not _BUCKET.fullmatch(self.upload_to):
+                raise UsageError("this is no bucket to upload to", "give gs://BUCKET[/PREFIX] or s3://BUCKET[/PREFIX]")
         for name in self.environment:
             if _SECRET_NAME.search(str(name)) and not self.allow_plain:
                 raise UsageError(

@@ -14,6 +14,7 @@ from client.ray_api.jobs import RayJobs, needs_sdk
 from client.targets import Address, connect, runtime
 from client.targets.embedded.keeper import make_outputs
 from client.targets.target import Runtime
+from client.upload.bucket import Bucket
 from client.upload.package import Packed, Upload, plan_upload
 from client.wait import Note, silent
 
@@ -50,7 +51,7 @@ def plan(request: Request, address: Address) -> Plan:
     """Say what `send` would do, without a cluster."""
     where = runtime(address)
     entrypoint, upload = command_line(request, where), _upload(request, where)
-    with upload.packed() as packed:
+    with upload.packed(bucket=_bucket(request, where)) as packed:
         local = f"local://{request.folder}" if where.in_place else None
         return Plan(_submission(request, entrypoint, where, upload, packed, local), upload, packed.size)
 
@@ -60,6 +61,11 @@ def _upload(request: Request, where: Runtime) -> Upload:
     folder = None if where.in_place else request.folder
     modules = request.runtime_env.get("py_modules", ())
     return plan_upload(folder, modules, request.runtime_env.get("excludes", ()))
+
+
+def _bucket(request: Request, where: Runtime) -> str | None:
+    """The bucket that the upload goes to; Ray on this machine needs none."""
+    return None if where.in_place else request.upload_to
 
 
 def _submission(
@@ -96,6 +102,8 @@ def send(
         jobs = RayJobs(target)
         check_resources(request.resources, target, jobs, note, wait_cluster)
         entrypoint, upload = command_line(request, target.runtime), _upload(request, target.runtime)
+        bucket = _bucket(request, target.runtime) if upload.listings else None
+        store = Bucket(bucket) if bucket else jobs
         for secret in upload.withheld:
             fix = f"`!{PurePosixPath(secret).name}` in a .rayignore beside it uploads it"
             note(f"not uploaded because it looks like a secret: {secret} ({fix})")
@@ -105,15 +113,15 @@ def send(
             validate(request.runtime_env)
         with ExitStack() as files:
             with progress("packing", upload.size) as done:
-                packed = files.enter_context(upload.packed(done))
+                packed = files.enter_context(upload.packed(done, bucket))
             if upload.working_dir and not is_copied(upload.working_dir):
                 note("the upload is too large to copy for each job: jobs with the same files share a folder")
             target.wait_ready(note, wait_cluster)
             theirs = None if target.runtime.in_place else target.ray_version or jobs.version()["ray_version"]
             for package in packed.packages:
-                if not jobs.has_package(package.uri):
+                if not store.has_package(package.uri):
                     with progress("uploading", package.size) as sent:
-                        jobs.upload(package.uri, package.path, package.size, sent)
+                        store.upload(package.uri, package.path, package.size, sent)
             local = None
             if target.runtime.in_place and request.folder and not target.runs_in(request.folder):
                 local = f"local://{request.folder}"

@@ -35,6 +35,7 @@ _SUBMIT_TRIES = 6
 _CHUNK = 1 << 20
 SUPERVISOR = "_ray_internal_job_actor_"
 _USAGE = re.compile(r"^([\d.]+)(?:([KMGT]?)i?B)?/\S+ (.+?)(?: \(.*)?$", re.MULTILINE)  # 1.0/2.0 CPU, 0B/5.75GiB memory
+_UPLOADED = re.compile(r"(gcs|local)://|(gs|s3)://.*\.(zip|whl)$")
 _T = TypeVar("_T")
 
 
@@ -273,7 +274,7 @@ def needs_sdk(runtime_env: Mapping[str, Any]) -> bool:
     variables = [text for pair in runtime_env.get("env_vars", {}).items() for text in pair]
     return not (
         runtime_env.keys() <= {"working_dir", "py_modules", "env_vars", "py_executable"}
-        and all(uri.startswith(("gcs://", "local://")) for uri in uris)
+        and all(map(_UPLOADED.match, uris))
         and all(isinstance(text, str) for text in variables)
     )
 

@@ -1,6 +1,7 @@
 """The packages of an upload: the working directory and the local py_modules, each named after its content."""
 
 import hashlib
+import math
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from client.upload.problems import file_error, printable
 
 LIMIT = 100 * 1024**2  # bytes of a package; Ray's DASHBOARD_CLIENT_MAX_SIZE, above which the dashboard answers 413
 _CHUNK = 1024**2
+_TOP = "files/"  # of a zip in a bucket: Ray strips the top folder of those, and of those only
 _NAMED = 5  # of the files that changed
 _COMPRESSED = frozenset(
     ".7z .bz2 .gif .gz .jar .jpeg .jpg .lz4 .mp3 .mp4 .npz .parquet .png .tgz .webp .whl .xz .zip .zst".split()
@@ -109,11 +111,12 @@ class Upload:
         more = [f"{len(paths) - _NAMED} more"] if len(paths) > _NAMED else []
         return ", ".join([*paths[:_NAMED], *more])
 
-    def packed(self, progress: _Progress = lambda count: None) -> Packed:
+    def packed(self, progress: _Progress = lambda count: None, bucket: str | None = None) -> Packed:
         """Pack the files.
 
         Args:
             progress: called with the number of bytes read since its last call.
+            bucket: the URL of the folder that Ray will get the packages from; None for Ray's own store.
 
         Returns:
             The packages, to be used as a context manager.
@@ -126,7 +129,7 @@ class Upload:
             packages: list[Package] = []
             for listed in self.listings:
                 folder = folder or TemporaryDirectory(prefix="ray_pkg_")
-                packages.append(_pack(listed, Path(folder.name, str(len(packages))), progress))
+                packages.append(_pack(listed, Path(folder.name, str(len(packages))), progress, bucket))
         except BaseException as error:
             if folder:
                 folder.cleanup()
@@ -174,39 +177,41 @@ def _module_listing(module: str, excludes: Sequence[str]) -> Listing:
     )
 
 
-def _pack(listed: Listing, path: Path, progress: _Progress) -> Package:
+def _pack(listed: Listing, path: Path, progress: _Progress, bucket: str | None) -> Package:
     """Write the package of a listing: a copy of a wheel, which Ray installs, or a zip, which it unpacks."""
     wheel = _WHEEL.fullmatch(listed.root.name) if listed.entries[0].source == listed.root else None
-    digest = (_copy if wheel else _zip)(listed, path, progress)
-    uri = f"gcs://_ray_pkg_{digest[:32]}.zip"
+    limit = math.inf if bucket else LIMIT
+    digest = _copy(listed, path, progress, limit) if wheel else _zip(listed, path, progress, limit, _TOP * bool(bucket))
+    name = f"_ray_pkg_{digest[:32]}.zip"
     if wheel:
         # Ray identifies a wheel by its name alone. With the build tag, a wheel of the same version can be built again.
         project, build, platform = wheel.groups()
-        uri = f"gcs://{project}{build or '-0'}_{digest[:16]}{platform}"
+        name = f"{project}{build or '-0'}_{digest[:16]}{platform}"
     size = path.stat().st_size
-    _check_limit(size, listed)
-    return Package(uri, path, size)
+    _check_limit(size, limit, listed)
+    return Package(f"{bucket}/{name}" if bucket else f"gcs://{name}", path, size)
 
 
-def _copy(listed: Listing, path: Path, progress: _Progress) -> str:
+def _copy(listed: Listing, path: Path, progress: _Progress, limit: float) -> str:
     digest = hashlib.sha256()
     with open(path, "wb") as sink, _open(listed.entries[0]) as source:
         for chunk in _chunks(listed.entries[0], source):
             digest.update(chunk)
             sink.write(chunk)
             progress(len(chunk))
-            _check_limit(sink.tell(), listed)
+            _check_limit(sink.tell(), limit, listed)
     return digest.hexdigest()
 
 
-def _zip(listed: Listing, path: Path, progress: _Progress) -> str:
+def _zip(listed: Listing, path: Path, progress: _Progress, limit: float, top: str) -> str:
     from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
     digest = hashlib.sha256()
     with open(path, "wb") as file, ZipFile(file, "w", ZIP_DEFLATED, compresslevel=1) as archive:
         for entry in listed.entries:
             # A name takes the compression of the archive, a ZipInfo is stored. The date is 1980-01-01 in both cases.
-            name_or_info = ZipInfo(entry.path) if entry.source.suffix.lower() in _COMPRESSED else entry.path
+            name = top + entry.path
+            name_or_info = ZipInfo(name) if entry.source.suffix.lower() in _COMPRESSED else name
             with _open(entry) as source, archive.open(name_or_info, "w", force_zip64=entry.size > 2**30) as sink:
                 mode = os.fstat(source.fileno()).st_mode
                 digest.update(f"{entry.path}\0{mode & 0o777:o} {entry.size}\0".encode())
@@ -214,8 +219,8 @@ def _zip(listed: Listing, path: Path, progress: _Progress) -> str:
                     digest.update(chunk)
                     sink.write(chunk)
                     progress(len(chunk))
-                    _check_limit(file.tell(), listed)
-            archive.getinfo(entry.path).external_attr = (stat.S_IFREG | mode & 0o777) << 16
+                    _check_limit(file.tell(), limit, listed)
+            archive.getinfo(name).external_attr = (stat.S_IFREG | mode & 0o777) << 16
     return digest.hexdigest()
 
 
@@ -252,13 +257,13 @@ def _changed(entry: Entry, change: str) -> UsageError:
     )
 
 
-def _check_limit(size: int, listed: Listing) -> None:
-    if size > LIMIT:
+def _check_limit(size: int, limit: float, listed: Listing) -> None:
+    if size > limit:
         largest = ", ".join(f"{printable(entry.path)} ({_mib(entry.size)})" for entry in listed.largest())
         raise UsageError(
             f"when packed, {printable(str(listed.root))} ({_mib(listed.size)} in {len(listed.entries)} files) is more "
             f"than the {LIMIT // 1024**2} MiB that Ray accepts; the largest files are {largest}",
-            "list large files in .rayignore, or read the data from a bucket",
+            "list large files in .rayignore, read the data from a bucket, or upload to one (--upload-to)",
         )
 
 

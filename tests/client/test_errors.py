@@ -130,7 +130,7 @@ def test_an_upload_over_the_limit_is_not_sent(run: Cli, head: Target, remote: di
             file.write(os.urandom(1024**2))
     with FaultProxy(port(head.http.server.url)) as proxy:
         line = refusal(run("submit", "--", "true", env={**remote, "RAY_WORKLOAD_ADDRESS": proxy.url}), 2)
-    assert "100 MiB" in line and "big.bin (101.0 MiB)" in line and ".rayignore" in line
+    assert "100 MiB" in line and "big.bin (101.0 MiB)" in line and ".rayignore" in line and "--upload-to" in line
     assert [method for method, _ in proxy.requests if method != "GET"] == []
 
 

@@ -40,9 +40,11 @@ ARGUMENTS: dict[str, Any] = {
         ARGUMENTS,
         ARGUMENTS | {"runtime_env": {}},
         ARGUMENTS | {"runtime_env": {"working_dir": "local:///home/me"}},
+        ARGUMENTS
+        | {"runtime_env": {"working_dir": "s3://bucket/a.zip", "py_modules": ["gs://bucket/b/a-1-py3-none-any.whl"]}},
         {key: ARGUMENTS[key] for key in ("entrypoint", "submission_id", "runtime_env", "metadata")},
     ],
-    ids=["everything", "nothing", "in place", "required"],
+    ids=["everything", "nothing", "in place", "in a bucket", "required"],
 )
 def test_a_request_without_the_sdk_is_the_sdks_own(arguments: Mapping[str, Any]) -> None:
     bodies = []
@@ -64,7 +66,8 @@ def test_a_request_without_the_sdk_is_the_sdks_own(arguments: Mapping[str, Any])
     "runtime_env",
     [
         {"pip": ["einops"]},
-        {"working_dir": "s3://bucket/a.zip"},
+        {"working_dir": "s3://bucket/a.tar.bz2"},
+        {"working_dir": "https://host/a.zip"},
         {"py_modules": ["https://host/a.zip"]},
         {"env_vars": {"A": 1}},
         {"env_vars": {1: "A"}},
