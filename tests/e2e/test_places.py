@@ -23,7 +23,7 @@ WAITS = ("python", "-c", "import time; print('waits', flush=True); time.sleep(30
 SUBJECT = ("submitter.subjects[0].kind=ServiceAccount", "submitter.subjects[0].name=person")
 EXEC = {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get", "create"]}
 DEFINITIONS = "customresourcedefinitions.apiextensions.k8s.io"
-TAKEN = b"ray-workload: address kubernetes (the cluster of this pod)\n"
+TAKEN = "ray-workload: address {} (the cluster of this pod)\n"
 Run = subprocess.CompletedProcess[bytes]
 
 

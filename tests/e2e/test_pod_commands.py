@@ -1,4 +1,4 @@
-"""`exec`, `doctor`, `dashboard` and the port-forward on a cluster of the chart, also with restricted logins."""
+"""`exec`, `fetch`, `doctor`, `dashboard` and the port-forward on a cluster of the chart, and with restricted logins."""
 
 import fcntl
 import hashlib
@@ -35,13 +35,20 @@ READ = [
     {"apiGroups": [""], "resources": ["pods", "events"], "verbs": ["get", "list"]},
     {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["ray-auth-token"], "verbs": ["get"]},
 ]
+FETCH = [
+    {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get", "create"]},
+    {"apiGroups": [""], "resources": ["services/proxy", "pods/proxy"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["services"], "verbs": ["get"]},
+]
 FORWARD = {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]}
 
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Cluster]:
     with new_namespace("pods") as where:
-        made = install(where)
+        made = install(
+            where, "outputs=/results", "volumes.results.mountPath=/results", "volumes.results.emptyDir.medium="
+        )
         made.wait()
         yield made
 
@@ -369,6 +376,120 @@ def test_the_dashboard_through_the_api_server(ray: Cluster) -> None:
         assert requests.get(f"{base}api/version", timeout=10).status_code == 403
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
+
+
+# fetch
+
+WRITER = """
+import os, ray, socket, sys
+from pathlib import Path
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+def write(size):
+    for folder in (Path(os.environ["RAY_WORKLOAD_OUTPUTS"]), Path("results")):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{socket.gethostname()}.bin").write_bytes(os.urandom(10) * size)
+        (folder / "log").write_text(socket.gethostname())
+    return os.environ["RAY_WORKLOAD_OUTPUTS"]
+
+ray.init(log_to_driver=False)
+task = ray.remote(num_cpus=0)(write)
+nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+size = int(sys.argv[1])
+print(len(nodes), set(ray.get([task.options(scheduling_strategy=On(node, soft=False)).remote(size) for node in nodes])))
+sys.exit(int(sys.argv[2]))
+"""
+
+
+def fetched(folder: Path) -> dict[str, str]:
+    """Return the hash of each file that was fetched."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def in_pods(ray: Cluster, path: str) -> dict[str, str]:
+    """Return the hash of each pod's own file."""
+    code = "import hashlib, socket, sys; name = f'{sys.argv[1]}/{socket.gethostname()}.bin'; "
+    code += "print(hashlib.sha256(open(name, 'rb').read()).hexdigest())"
+    names = [str(pod["metadata"]["name"]) for pod in ray.pods()]
+    return {f"{name}.bin": ray.python(name, code, path).strip() for name in names}
+
+
+@pytest.fixture
+def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "writer.py").write_text(WRITER)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_files_of_a_job_on_all_pods(ray: Cluster, writer: Path) -> None:
+    """Also of one that failed, whose exit code stays; an unchanged upload is not fetched."""
+    head, worker = ray.name("head"), ray.name("worker")
+    done = client(ray, "submit", "--id", "writes", "--fetch", "results/**", "writer.py", "10", "7")
+    assert done.returncode == 7 and b"2 {'/results/writes'}\n" in done.stdout, done.stderr
+    assert done.stderr.decode().splitlines()[-1] == "ray-workload: outputs: /results/writes"
+    got = fetched(writer / "outputs" / "writes")
+    own = {
+        f"results/{name}": found for name, found in in_pods(ray, "/tmp/ray/session_latest/jobs/writes/results").items()
+    }
+    assert got.pop("results/log") == hashlib.sha256(head.encode()).hexdigest()
+    assert got.pop(f"{worker}/results/log") == hashlib.sha256(worker.encode()).hexdigest()
+    assert got == own and len(own) == 2
+
+    done = client(ray, "fetch", "writes", "--to", "all")
+    assert done.returncode == 0, done.stderr
+    got = fetched(writer / "all")
+    assert sorted(done.stdout.decode().splitlines()) == sorted(f"all/{path}" for path in got)
+    logs = {"log", "results/log", f"{worker}/log", f"{worker}/results/log"}
+    assert {path: found for path, found in got.items() if path not in logs} == own | in_pods(ray, "/results/writes")
+    shown = client(ray, "status", "writes").stdout.decode()
+    assert re.search(r"^outputs +/results/writes$", shown, re.MULTILINE)
+
+
+def test_a_fetch_that_fails_is_not_a_success(ray: Cluster, writer: Path) -> None:
+    done = client(ray, "submit", "--id", "nothing", "--fetch", "none/**", "writer.py", "1", "0")
+    assert done.returncode == 1 and b"no file of job nothing matches 'none/**'" in done.stderr
+    may = account(ray, "no-exec", [*READ, *FETCH[1:]], writer)
+    done = client(ray, "fetch", "nothing", kubeconfig=may)
+    assert done.returncode == 77 and b"pods/exec" in done.stderr, done.stderr
+    assert not (writer / "outputs").exists()
+
+
+def test_a_fetch_over_a_connection_that_is_cut(ray: Cluster, writer: Path) -> None:
+    """It continues at the byte that was reached, and the file has the hash that it has in the pod."""
+    assert client(ray, "submit", "--id", "large", "writer.py", "15000000", "0").returncode == 0
+    with cutter(*api_server()) as way:
+        may = account(ray, "fetcher", [*READ, *FETCH], writer, server=f"https://127.0.0.1:{way.port}")
+        cuts = []
+        with begun(ray, "fetch", "large", "*.bin", kubeconfig=may) as process:
+            assert process.stderr
+            for size in (20_000_000, 60_000_000, 100_000_000):
+                until("bytes arrive", lambda size=size: any(f.stat().st_size > size for f in part_files(writer)))  # type: ignore[misc]
+                cuts.append(way.cut())
+            said = process.stderr.read()
+            assert process.wait(120) == 0, said
+    assert all(cuts) and said.count(b"connection lost, retrying") == len(cuts), said
+    got, pods = fetched(writer / "outputs" / "large"), in_pods(ray, "/results/large")
+    assert {path: found for path, found in got.items() if path in pods} == pods
+    assert not part_files(writer)
+
+
+def part_files(folder: Path) -> list[Path]:
+    return [path for path in (folder / "outputs").rglob(".*.part") if path.exists()]
+
+
+def test_a_fetch_that_is_interrupted_leaves_whole_files_only(ray: Cluster, writer: Path) -> None:
+    assert client(ray, "submit", "--id", "ended", "writer.py", "15000000", "0").returncode == 0
+    with begun(ray, "fetch", "ended") as process:
+        until("bytes arrive", lambda: any(f.stat().st_size > 1_000_000 for f in part_files(writer)))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert not part_files(writer)
+    known = {**in_pods(ray, "/results/ended"), **in_pods(ray, "/tmp/ray/session_latest/jobs/ended/results")}
+    for path, found in fetched(writer / "outputs" / "ended").items():
+        assert found in known.values() or path.endswith("log")
+    done = client(ray, "fetch", "ended", timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 # port-forward
