@@ -37,9 +37,9 @@ def _set(**faults: object) -> Fault:
 FAULTS: dict[str, Fault] = {
     "cut_after_seconds": _set(cut_after_seconds=2.0),
     "cut_after_bytes": _set(cut_after_bytes=300_000),
-    "silent_after_bytes": _set(silent_after_bytes=1_000_000),
+    "silent_after_bytes": _set(silent_after_bytes=2_000_000),
     "false_end_bytes": _set(false_end_bytes=20_000, match="/logs/"),
-    "refused": lambda proxy: proxy.refuse(10),
+    "refused": lambda proxy: proxy.refuse(4),
 }
 JOBS = {
     "numbered": ["--lines", "100000", "--rate", "0"],
@@ -57,13 +57,14 @@ class Followed:
     fired: Counter[str] = field(default_factory=Counter)
 
 
-def start(jobs: RayJobs, entrypoint: str) -> JobRecord:
-    """Submit a job, and wait until its driver runs."""
-    arguments = {"entrypoint": entrypoint, "submission_id": f"t{time.monotonic_ns()}"}
-    jobs.submit_plain(arguments)
-    while (job := jobs.get(str(arguments["submission_id"]))).status == "PENDING":
+def start(jobs: RayJobs, *entrypoints: str) -> list[JobRecord]:
+    """Submit jobs, and wait until their drivers run."""
+    names = [f"t{time.monotonic_ns()}" for _ in entrypoints]
+    for name, entrypoint in zip(names, entrypoints, strict=True):
+        jobs.submit_plain({"entrypoint": entrypoint, "submission_id": name})
+    while any(jobs.get(name).status == "PENDING" for name in names):
         time.sleep(0.05)
-    return job
+    return [jobs.get(name) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +75,18 @@ def followed(
     runs: dict[tuple[str, str, str], Followed] = {}
     threads = []
     go = tmp_path_factory.mktemp("followed") / "go"  # lets the jobs start only when they are followed
+    # The log is written in five parts over five seconds, so that faults happen in the middle.
+    throttle = (
+        "import sys,time\nfor part in iter(lambda: sys.stdin.buffer.read(500000), b''):\n"
+        " sys.stdout.buffer.write(part); sys.stdout.buffer.flush(); time.sleep(1)"
+    )
+    # Without the sleep, Ray could write its first line after the job's.
+    wait = f"while [ ! -e {go} ]; do sleep 0.1; done; sleep 1"
+    script = [sys.executable, str(ROOT / "jobs" / "progress.py")]
+    scripts = [shlex.join([*script, *arguments]) for arguments in JOBS.values()]
+    lines = [f"{wait}; {line} | {sys.executable} -c {shlex.quote(throttle)}" for line in scripts]
     with ExitStack() as stack:
-        for name, arguments in JOBS.items():
-            # The log is written in ten parts over ten seconds, so that faults happen in the middle.
-            script = shlex.join([sys.executable, str(ROOT / "jobs" / "progress.py"), *arguments])
-            throttle = (
-                "import sys,time\nfor part in iter(lambda: sys.stdin.buffer.read(250000), b''):\n"
-                " sys.stdout.buffer.write(part); sys.stdout.buffer.flush(); time.sleep(1)"
-            )
-            # Without the sleep, Ray could write its first line after the job's.
-            wait = f"while [ ! -e {go} ]; do sleep 0.1; done; sleep 1"
-            job = start(jobs, f"{wait}; {script} | {sys.executable} -c {shlex.quote(throttle)}")
+        for name, job in zip(JOBS, start(jobs, *lines), strict=True):
             for way in ("agent", "dashboard"):
                 for fault, apply in FAULTS.items():
                     if way == "dashboard" and fault in ("cut_after_bytes", "silent_after_bytes", "false_end_bytes"):
@@ -133,11 +135,14 @@ def test_every_byte_comes_once_and_in_order(
 
 @pytest.fixture(scope="module")
 def finished(head: Target, jobs: RayJobs) -> JobRecord:
-    job = start(jobs, "echo first && seq 1 5000 && exit 3")
+    (job,) = start(jobs, "echo first && seq 1 5000 && exit 3")
     return write_to_end(follow(head, jobs, job.submission_id), lambda _: None).job
 
 
-def test_a_log_that_cannot_be_had_whole_is_no_success(head: Target, finished: JobRecord) -> None:
+def test_a_log_that_cannot_be_had_whole_is_no_success(
+    head: Target, finished: JobRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.job.follow._LOST_SECONDS_HERE", 2.0)
     notes: list[str] = []
     with (
         via_proxy(head, None) as (through, dashboard, _),
@@ -150,7 +155,7 @@ def test_a_log_that_cannot_be_had_whole_is_no_success(head: Target, finished: Jo
 
 
 def test_a_head_that_forgot_the_job_is_told(head: Target, jobs: RayJobs) -> None:
-    job = start(jobs, "sleep 60")
+    (job,) = start(jobs, "sleep 60")
     with via_proxy(head, job.agent) as (through, dashboard, _):
 
         def forget(line: bytes) -> None:
@@ -163,7 +168,8 @@ def test_a_head_that_forgot_the_job_is_told(head: Target, jobs: RayJobs) -> None
 
 
 def test_a_dashboard_that_fails_for_a_while_is_asked_again(head: Target, jobs: RayJobs) -> None:
-    job, log, notes = start(jobs, "sleep 2; echo done"), bytearray(), list[str]()
+    (job,) = start(jobs, "sleep 2; echo done")
+    log, notes = bytearray(), list[str]()
 
     def note(line: str) -> None:
         notes.append(line)
@@ -179,7 +185,8 @@ def test_a_dashboard_that_fails_for_a_while_is_asked_again(head: Target, jobs: R
 
 def test_an_agent_that_is_not_found_at_once(head: Target, jobs: RayJobs) -> None:
     """The API server may fail at any request, including the one for the agent's pod."""
-    job, log, notes, asked = start(jobs, "sleep 1; echo done"), bytearray(), list[str](), list[str]()
+    (job,) = start(jobs, "sleep 1; echo done")
+    log, notes, asked = bytearray(), list[str](), list[str]()
 
     def agent(address: str) -> str | None:
         asked.append(address)
