@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,27 @@ def on_path() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-@pytest.mark.parametrize("block", blocks("sh"))
-def test_every_command_runs(block: str) -> None:
+def run_in_bash(block: str) -> None:
     done = subprocess.run(["bash", "-e", "-c", block], cwd=ROOT, env=on_path(), capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_the_first_command_runs_on_a_ray_of_its_own() -> None:
+    run_in_bash(blocks("sh")[0])
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[None]:
+    run_in_bash("ray-workload up embedded")
+    yield
+    run_in_bash("ray-workload down embedded")
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("block", blocks("sh")[1:])
+def test_every_command_runs(block: str) -> None:
+    run_in_bash(block)
 
 
 @pytest.mark.parametrize("block", blocks("python"))

@@ -144,17 +144,14 @@ def test_an_upload_holds_the_files_and_is_sent_once(as_remote: Path, head: Targe
         assert done.stderr.count(b"looks like a secret: .env ") == 1
 
 
-@pytest.mark.parametrize("address", ["http", "embedded"])
-def test_a_task_runs_in_the_folder_and_imports_what_is_beside_the_script(
-    as_remote: Path, run: Cli, head: Target, address: str
-) -> None:
+def test_a_task_runs_in_the_folder_and_imports_what_is_beside_the_script(as_remote: Path, run: Cli) -> None:
     (as_remote / "sub").mkdir()
     (as_remote / "data").write_text("of the folder")
     (as_remote / "sub" / "beside.py").write_text("def read(): return open('data').read()")
     (as_remote / "sub" / "a.py").write_text(
         "import beside, ray\nray.init()\nprint(ray.get(ray.remote(lambda: __import__('beside').read()).remote()))\n"
     )
-    done = run("submit", "--address", head.http.server.url if address == "http" else address, "sub/a.py")
+    done = run("submit", "sub/a.py")
     assert done.returncode == 0, done.stdout
     assert b"\nof the folder\n" in done.stdout
 
@@ -280,14 +277,17 @@ def test_reading_needs_no_ray(run: Cli, remote: dict[str, str]) -> None:
         assert b"client.cli.main" in imported
 
 
-def test_a_reply_that_never_comes_is_not_called_unreachable(head: Target, tmp_path: Path) -> None:
+def test_a_reply_that_never_comes_is_not_called_unreachable(
+    head: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.ray_api.jobs._SUBMIT_TRIES", 3)
     arguments = arguments_of(head, tmp_path / "ran", "no-reply")
     with via_proxy(head, None) as (through, dashboard, _):
         dashboard.faults.lose_replies = 100
         dashboard.faults.status, dashboard.faults.match = 503, "/api/jobs/no-reply"
         with pytest.raises(client.ContactLost, match="`status no-reply` shows whether the job arrived"):
             RayJobs(through).submit(arguments)
-        assert dashboard.fired["lose_replies"]
+        assert dashboard.fired["lose_replies"] == 3
     with pytest.raises(client.Unreachable, match="Connection refused"):
         RayJobs(through).submit(arguments)
 
