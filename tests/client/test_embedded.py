@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -78,8 +78,10 @@ def until(true: Callable[[], object], seconds: float) -> None:
 
 
 @contextmanager
-def started(*args: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    command, pipe, environment = [sys.executable, "-m", "client", *args], subprocess.PIPE, {**os.environ, **(env or {})}
+def started(
+    *args: str, cwd: Path, env: Mapping[str, str] | None = None, client: Sequence[str] = ("-m", "client")
+) -> Iterator["subprocess.Popen[bytes]"]:
+    command, pipe, environment = [sys.executable, *client, *args], subprocess.PIPE, {**os.environ, **(env or {})}
     with subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe) as process:
         try:
             yield process
@@ -194,8 +196,7 @@ def test_ctrl_c_stops_the_job_and_ends_its_ray(script: Callable[[str], str], tmp
 def test_a_dead_head_is_told_as_lost(script: Callable[[str], str], tmp_path: Path) -> None:
     """Ray's agents keep all CPUs busy once their head is dead, so the client waits for less than its usual 20 s."""
     code = "from client.job import follow; follow._LOST_SECONDS_HERE = 3; from client.cli.main import main; main()"
-    command, pipe = [sys.executable, "-c", code, "submit", script(WAITS)], subprocess.PIPE
-    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe) as client:
+    with started("submit", script(WAITS), cwd=tmp_path, client=["-c", code]) as client:
         printed_head(client)
         (gcs,) = [p for p in psutil.Process(client.pid).children(recursive=True) if "gcs_server" in p.name()]
         gcs.kill()
