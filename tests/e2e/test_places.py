@@ -23,8 +23,11 @@ WAITS = ("python", "-c", "import time; print('waits', flush=True); time.sleep(30
 SUBJECT = ("submitter.subjects[0].kind=ServiceAccount", "submitter.subjects[0].name=person")
 EXEC = {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get", "create"]}
 DEFINITIONS = "customresourcedefinitions.apiextensions.k8s.io"
-TAKEN = "ray-workload: address {} (the cluster of this pod)\n"
 Run = subprocess.CompletedProcess[bytes]
+
+
+def taken(ray: Cluster) -> bytes:
+    return f"ray-workload: address kubernetes:///{ray.namespace}/ray (the cluster of this pod)\n".encode()
 
 
 def last_line(done: Run) -> str:
@@ -161,11 +164,11 @@ def test_a_driver_on_a_worker_is_followed_from_a_pod(ray: Cluster) -> None:
 @pytest.mark.usefixtures("pods")
 def test_exec_in_a_pod_wants_a_role_of_its_own(ray: Cluster, tmp_path: Path) -> None:
     done = inside(ray, "exec", "--", "hostname")
-    assert (done.returncode, done.stdout) == (77, b"") and done.stderr.startswith(TAKEN), done.stderr
+    assert (done.returncode, done.stdout) == (77, b"") and taken(ray) in done.stderr, done.stderr
     assert done.stderr.count(b"\n") == 2 and b"pods/exec" in done.stderr, done.stderr
     account(ray, "person", [EXEC], tmp_path)
     done = inside(ray, "exec", "--", "sh", "-c", "cat; hostname; exit 7", stdin="given\n")
-    assert (done.returncode, done.stderr) == (7, TAKEN)
+    assert (done.returncode, done.stderr) == (7, taken(ray))
     assert done.stdout.decode() == f"given\n{ray.name('head')}\n"
 
 
