@@ -1,7 +1,6 @@
 """The command `fetch`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -49,22 +48,17 @@ def fetch_files(
         show: print the path of each file.
     """
     from client.cli import output
-    from client.job.fetch import default_folder, fetch_files
-    from client.job.files import find_files
+    from client.job.fetch import counted, default_folder, fetch
 
     if target.runtime.in_place:
         output.note(f"the files of job {job.submission_id} are on this machine already")
         return
-    found = find_files(target, job, patterns)
-    for link in found.outside:
-        output.note(f"not fetched because the link leads out of the job's folder: {link}")
-    folder, fetched = Path(to) if to else default_folder(job.submission_id), []
+    fetched: list[str] = []
     try:
-        for path in fetch_files(found.files, folder, replace=not to, note=output.note, progress=output.progress):
+        for path in fetch(target, job, patterns, to, note=output.note, progress=output.progress):
             fetched.append(str(path))
-    finally:
-        if show:
-            for line in fetched:
-                output.print_line(line)
-        there = len(found.files) - len(fetched)
-        output.note(f"fetched {len(fetched)} files into {folder}{f'; {there} were there already' if there else ''}")
+    finally:  # after the progress bar
+        for line in fetched if show else ():
+            output.print_line(line)
+        if fetched:
+            output.note(f"fetched {counted(len(fetched))} into {to or default_folder(job.submission_id)}")

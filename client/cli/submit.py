@@ -249,6 +249,8 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> None:
         return
     output.print_line(f"command      {arguments['entrypoint']}")
     output.print_line(f"working_dir  {arguments['runtime_env'].get('working_dir')}")
+    if packages := arguments["runtime_env"].get("pip"):
+        output.print_line(f"packages     {' '.join(packages) if isinstance(packages, list) else packages}")
     if not upload.entries:
         output.print_line("upload       nothing: the job runs where its files are")
         return

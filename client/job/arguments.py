@@ -40,6 +40,7 @@ _KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "timeout": _NUMBER,
     "accelerator": _TEXT,
     "upload_to": _TEXT,
+    "to": _PATH,
     "submission_id": _TEXT,
     "write": _FUNCTION,
     "note": _FUNCTION,

@@ -15,10 +15,12 @@ from tempfile import NamedTemporaryFile
 from typing import IO, Any, NoReturn, Self
 
 from client.errors import ClientError, ContactLost, NotFound, Unreachable, UsageError
-from client.job.files import File, ask
+from client.job.files import File, ask, find_files
 from client.job.submit import Progress
+from client.ray_api.record import JobRecord
 from client.streams import reported
 from client.targets.embedded.keeper import make_outputs
+from client.targets.target import Target
 from client.upload.problems import printable
 from client.wait import Note, silent
 
@@ -27,9 +29,43 @@ _RESTARTS = 2
 _OUTPUTS = Path("outputs")
 
 
+def counted(files: int) -> str:
+    """A number of files, in words."""
+    return f"{files} file{'' if files == 1 else 's'}"
+
+
 def default_folder(submission_id: str) -> Path:
     """Where the files of a job are fetched to if nothing else is said."""
     return _OUTPUTS / submission_id
+
+
+def fetch(
+    target: Target,
+    job: JobRecord,
+    patterns: Sequence[str],
+    to: str | Path | None,
+    *,
+    note: Note = silent,
+    progress: Progress = lambda title, size: nullcontext(lambda _: None),
+) -> Iterator[Path]:
+    """Fetch the files that a job left, and yield the path of each once it is whole.
+
+    Args:
+        target: where it ran.
+        job: which.
+        patterns: as `find_files` takes them.
+        to: a folder, in which nothing is replaced; None for `default_folder`.
+        note: takes a line for the user.
+        progress: as in `send`.
+
+    Raises:
+        ClientError: as `find_files` and `fetch_files` do.
+    """
+    found = find_files(target, job, patterns)
+    for link in found.outside:
+        note(f"not fetched because the link leads out of the job's folder: {link}")
+    folder = Path(to) if to else default_folder(job.submission_id)
+    yield from fetch_files(found.files, folder, replace=not to, note=note, progress=progress)
 
 
 def fetch_files(
@@ -56,6 +92,8 @@ def fetch_files(
         ClientError: a file cannot be read in its pod; the others are there.
     """
     missing = [file for file in files if not _is_there(file, folder, replace)]
+    if there := len(files) - len(missing):
+        note(f"{counted(there)} in {folder} already")
     if folder.is_relative_to(_OUTPUTS):
         with suppress(OSError):  # which is said below
             make_outputs(_OUTPUTS)

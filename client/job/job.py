@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import BinaryIO, Self
 
 from client.errors import ClientError
@@ -129,6 +130,25 @@ class Job:
             return self._result.job
         self._check_open()
         return stop(self.target, self.jobs, self.submission_id, seconds)
+
+    def fetch(self, *patterns: str, to: str | Path | None = None) -> list[Path]:
+        """Get the files that the job wrote, from all pods of its cluster.
+
+        Args:
+            *patterns: files, folders, and patterns as in .gitignore; none for all files.
+            to: a folder, in which nothing is replaced; None for outputs/ID.
+
+        Returns:
+            The files that were fetched now; none from a Ray on this machine, where they are already.
+
+        Raises:
+            ClientError: there is no such file.
+            ContactLost: a pod is gone, or cannot be reached.
+        """
+        from client.job.fetch import fetch
+
+        check(to=to)
+        return [] if self.target.runtime.in_place else list(fetch(self.target, self.status(), patterns, to))
 
     def close(self) -> None:
         """End a Ray that was started for this job, and the job with it; any other job goes on."""

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from client.job.api import attach
 from client.kube.port_forward import PortForwards
 from client.targets import kubernetes
 from tests.e2e._cluster import Cluster, install
@@ -442,6 +443,8 @@ def test_the_files_of_a_job_on_all_pods(ray: Cluster, writer: Path) -> None:
     assert sorted(done.stdout.decode().splitlines()) == sorted(f"all/{path}" for path in got)
     logs = {"log", "results/log", f"{worker}/log", f"{worker}/results/log"}
     assert {path: found for path, found in got.items() if path not in logs} == own | in_pods(ray, "/results/writes")
+    job = attach("writes", f"kubernetes:///{ray.namespace}/ray")
+    assert job.fetch("log", to="python") == [Path("python", name) for name in sorted(logs, key=len)]
     shown = client(ray, "status", "writes").stdout.decode()
     assert re.search(r"^outputs +/results/writes$", shown, re.MULTILINE)
 
