@@ -95,8 +95,8 @@ class Request:
             object.__setattr__(self, "upload_to", self.upload_to.rstrip("/"))
             if not _BUCKET.fullmatch(self.upload_to):
                 raise UsageError("this is no bucket to upload to", "give gs://BUCKET[/PREFIX] or s3://BUCKET[/PREFIX]")
-        for name in self.environment:
-            if _SECRET_NAME.search(str(name)) and not self.allow_plain:
+        for name, value in self.environment.items():
+            if (_SECRET_NAME.search(str(name)) or _PASSWORD.search(str(value))) and not self.allow_plain:
                 raise UsageError(
                     f"{name} looks like a secret, and everyone who may list jobs can read a job's variables",
                     "use a Secret that the cluster mounts (--secret-env), or --allow-plain",

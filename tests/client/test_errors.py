@@ -106,13 +106,14 @@ def test_a_bad_submit_is_refused(case: str, run: Cli, remote: dict[str, str], tm
 SECRETS = [
     (["--env", "DB_PASSWORD=x"], {}),
     (["--env", "token=x"], {}),
+    (["--env", "PIP_INDEX_URL=https://user:word@host/simple"], {}),
     (["--runtime-env", "f"], {"f": "env_vars: {MY_API_KEY: x}"}),
     (["-f", "f"], {"f": "runtime_env: {env_vars: {AWS_SECRET: x}}"}),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "files"), SECRETS)
-def test_a_secrets_name_is_refused_unless_allowed(
+def test_a_secret_is_refused_unless_allowed(
     arguments: list[str], files: dict[str, str], run: Cli, tmp_path: Path
 ) -> None:
     write(tmp_path, files)
