@@ -19,19 +19,16 @@ if TYPE_CHECKING:
     "--to",
     metavar="DIR",
     shell_complete=complete_folders,
-    help="Where to put the files. Nothing there is replaced. Default: outputs/ID.",
+    help="Where to put the files; nothing there is replaced. Default: outputs/ID, where files are updated.",
 )
 @click.argument("submission_id", metavar="ID")
 @click.argument("patterns", nargs=-1, metavar="[PATH...]")
 def fetch(address: str | None, to: str | None, submission_id: str, patterns: tuple[str, ...]) -> None:
-    """Get the files that a job wrote, from all pods of its cluster.
-
-    A PATH is a file, a folder or a pattern as in .gitignore; by default, all files are fetched. Their local paths are
-    printed.
-    """
+    """Get the files that a job wrote from all pods of its cluster, or those that a PATH or pattern names."""
+    from client.cli.watch import sigterm_interrupts
     from client.ray_api.jobs import RayJobs
 
-    with opened(address) as (target, _):
+    with sigterm_interrupts(), opened(address) as (target, _):
         fetch_files(target, RayJobs(target).get(submission_id), patterns, to, show=True)
 
 
@@ -49,14 +46,16 @@ def fetch_files(
     """
     from client.cli import output
     from client.job.fetch import counted, default_folder, fetch
+    from client.upload.problems import printable
 
     if target.runtime.in_place:
-        output.note(f"the files of job {job.submission_id} are on this machine already")
+        where = output.outputs(job, in_place=True) or "where it wrote them"
+        output.note(f"nothing to fetch: job {job.submission_id} ran on this machine; its files are {where}")
         return
     fetched: list[str] = []
     try:
         for path in fetch(target, job, patterns, to, note=output.note, progress=output.progress):
-            fetched.append(str(path))
+            fetched.append(printable(str(path)))
     finally:  # after the progress bar
         for line in fetched if show else ():
             output.print_line(line)

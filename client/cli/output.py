@@ -241,6 +241,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(*header, box=None, pad_edge=False, header_style="bold")
     styles = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
+    table.columns[0].no_wrap = table.columns[-1].no_wrap = True
+    table.columns[0].min_width = max((len(row[0]) for row in rows), default=0)  # an id must be whole to be of use
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
     with _stdout():

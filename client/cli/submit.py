@@ -73,7 +73,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     help="Set a variable of the driver from a Secret that the cluster mounts.",
 )
 @click.option("--allow-plain", is_flag=True, help="Accept what looks like a secret in --env or in packages.")
-@click.option("--pip", multiple=True, metavar="NAME", help="Install a package with pip for the driver and its tasks.")
+@click.option("--pip", multiple=True, metavar="NAME", help="Install a package with pip for the job. Repeat it.")
 @click.option(
     "--requirements",
     metavar="FILE",
@@ -144,6 +144,7 @@ def submit(
     """Run a script or a command, show its log, and exit with its code."""
     from client.cli import output
     from client.job import submit as job
+    from client.job.files import selectors
 
     if fetch and detach:
         raise UsageError("--fetch waits for the job's end, and --detach does not", "use `fetch ID` later")
@@ -152,6 +153,7 @@ def submit(
         if dry_run:
             _show_plan(job.plan(request, chosen), as_json=as_json)
             return
+        selectors(fetch)
         if fetch and chosen.scheme not in ("embedded", "kubernetes"):
             what = f"--fetch needs a RayCluster, and the address is {chosen.value}"
             raise UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
@@ -196,7 +198,8 @@ def _hints(command: click.Command, words: tuple[str, ...], is_command: bool, **_
     for word in (word.partition("=")[0] for word in words[1:]):
         if word in ours:
             why = f"the script got {word}, because it comes after the script's name"
-            return {2: f"{why}: if {word} is meant for submit, put it before the script"}
+            code = 1 if word in ("--pip", "--requirements") else 2  # of a module that is missing, of argparse
+            return {code: f"{why}: if {word} is meant for submit, put it before the script"}
     return {}
 
 

@@ -87,7 +87,7 @@ def watch(
         _interrupted(ctx, job, sink, address, on_interrupt)
     output.print_result(ended)  # before the JSON, which may fail
     reason = ended.job.message or ""
-    advice = hint(reason, ended.exit_code, job.target.runtime) or (hints or {}).get(ended.exit_code)
+    advice = (hints or {}).get(ended.exit_code) or hint(reason, ended.exit_code, job.target.runtime)
     if ended.job.was_killed:
         advice = job.target.out_of_memory((ended.job.submit_time or 0) / 1000, reason)
     if advice:
@@ -100,7 +100,7 @@ def watch(
             output.error(str(error))
             code = code or error.exit_code
     if ended.job.node_id and (where := output.outputs(ended.job, in_place=job.target.runtime.in_place)):
-        if job.target.address.startswith("kubernetes") and not fetch:
+        if job.target.address.startswith("kubernetes") and "://" not in where:
             where += f" on the cluster; get them with {command_on(ctx, job, address, 'fetch')}"
         output.note(f"outputs: {where}")
     try:

@@ -4,7 +4,6 @@ A connection that breaks costs what was under way: the next one continues at the
 """
 
 import hashlib
-import json
 import os
 import time
 from collections import deque
@@ -12,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
-from typing import IO, Any, NoReturn, Self
+from typing import IO, Any, Self
 
 from client.errors import ClientError, ContactLost, NotFound, Unreachable, UsageError
-from client.job.files import File, ask, find_files
+from client.job.files import File, answer_line, ask, find_files
 from client.job.submit import Progress
 from client.ray_api.record import JobRecord
 from client.streams import reported
@@ -26,6 +25,7 @@ from client.wait import Note, silent
 
 _TRIES = 6  # without a new byte
 _RESTARTS = 2
+_LINE = 1 << 16  # bytes, at most
 _OUTPUTS = Path("outputs")
 
 
@@ -61,16 +61,21 @@ def fetch(
     Raises:
         ClientError: as `find_files` and `fetch_files` do.
     """
-    found = find_files(target, job, patterns)
+    if not job.finished:
+        note(f"job {job.submission_id} has not ended: its files may be incomplete")
+    found = find_files(target, job, patterns, note)
     for link in found.outside:
         note(f"not fetched because the link leads out of the job's folder: {link}")
+    if "://" in (where := job.metadata.get("outputs", "")):
+        note(f"what the job wrote to {where} is not fetched")
     folder = Path(to) if to else default_folder(job.submission_id)
-    yield from fetch_files(found.files, folder, replace=not to, note=note, progress=progress)
+    yield from fetch_files(found.files, folder, found.failed, replace=not to, note=note, progress=progress)
 
 
 def fetch_files(
     files: Sequence[File],
     folder: Path,
+    failed: Sequence[ClientError] = (),
     *,
     replace: bool = False,
     note: Note = silent,
@@ -81,7 +86,8 @@ def fetch_files(
     Args:
         files: as `find_files` lists them; those that were fetched before, and are the same, are left as they are.
         folder: where to.
-        replace: replace what is there; else a file that differs is an error, before anything is fetched.
+        failed: what went wrong before, which is raised at the end.
+        replace: replace older files that are there; else a file that differs is an error, before anything is fetched.
         note: takes a line about the connection.
         progress: as in `send`.
 
@@ -91,21 +97,26 @@ def fetch_files(
         ContactLost: a pod is gone, or cannot be reached; the files of other pods are there.
         ClientError: a file cannot be read in its pod; the others are there.
     """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UsageError(f"{printable(str(folder))} is no folder", "give another one (--to)")
     missing = [file for file in files if not _is_there(file, folder, replace)]
     if there := len(files) - len(missing):
         note(f"{counted(there)} in {folder} already")
     if folder.is_relative_to(_OUTPUTS):
         with suppress(OSError):  # which is said below
             make_outputs(_OUTPUTS)
-    failed: list[ClientError] = []
+    failed = list(failed)
     with progress("fetching", sum(file.size for file in missing)) as done, reported():
         for pod in dict.fromkeys(file.pod for file in missing):
             try:
-                yield from _fetch([file for file in missing if file.pod is pod], folder, note, done, failed)
-            except (ContactLost, Unreachable) as error:
+                yield from _fetch(
+                    [file for file in missing if file.pod is pod], folder, note, done, failed, replace=replace
+                )
+            except ClientError as error:
                 failed.append(error)
     if failed:
-        raise type(failed[0])("; ".join(error.what for error in failed), "`fetch` again gets what is missing")
+        hint = failed[0].hint if len(failed) == 1 else ""
+        raise type(failed[0])("; ".join(error.what for error in failed), hint or "`fetch` again gets what is missing")
 
 
 def _is_there(file: File, folder: Path, replace: bool) -> bool:
@@ -125,13 +136,23 @@ def _is_there(file: File, folder: Path, replace: bool) -> bool:
         same = os.readlink(path) == file.link
     else:
         same = file.link is None and (info.st_size, info.st_mtime_ns) == (file.size, file.mtime)
-    if not same and (not replace or path.is_dir()):
-        raise UsageError(f"{printable(str(path))} exists and differs", "give another folder (--to), or remove it")
+    if not same and (not replace or path.is_dir() or info.st_mtime_ns > file.mtime):  # edited since it was fetched
+        raise _exists(path)
     return same
 
 
+def _exists(path: Path) -> UsageError:
+    return UsageError(f"{printable(str(path))} exists and differs", "give another folder (--to), or remove it")
+
+
 def _fetch(
-    files: Sequence[File], folder: Path, note: Note, done: Callable[[int], object], failed: list[ClientError]
+    files: Sequence[File],
+    folder: Path,
+    note: Note,
+    done: Callable[[int], object],
+    failed: list[ClientError],
+    *,
+    replace: bool,
 ) -> Iterator[Path]:
     """Fetch the files of one pod; what cannot be read there is added to `failed`."""
     waiting, tries = deque(files), 0
@@ -143,17 +164,28 @@ def _fetch(
                 while waiting:
                     file, path = waiting[0], folder / waiting[0].path
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    if file.link is not None:
+                    header = answer_line(answer.line()) if file.link is None else {}
+                    if "error" in header:
+                        failed.append(ClientError(f"{printable(file.source)} cannot be read ({header['error']})"))
+                        part.empty()
+                    elif not replace and os.path.lexists(path):
+                        raise _exists(path)  # it was not there when we began
+                    elif file.link is not None:
                         path.unlink(missing_ok=True)
                         path.symlink_to(file.link)
                         yield path
-                    elif "error" in (header := json.loads(answer.line())):
-                        failed.append(ClientError(f"{printable(file.source)} cannot be read ({header['error']})"))
                     else:
                         for size in part.receive(answer, path, header):
                             done(size)
                             tries = 0
-                        yield path
+                        if part.digest == answer.line():
+                            part.keep(path, header)
+                            yield path
+                        elif part.restart():
+                            raise ContactLost(f"{printable(file.path)} changed while it was fetched")
+                        else:
+                            what = f"{printable(file.path)} changes while it is fetched"
+                            failed.append(ClientError(what, "fetch it when the job has ended"))
                     waiting.popleft()
             except NotFound:
                 raise
@@ -181,6 +213,8 @@ class _Answer:
     def line(self) -> bytes:
         """The next line, without its end."""
         while b"\n" not in self._rest:
+            if len(self._rest) > _LINE:
+                raise ClientError(f"a pod answers {self._rest[:80]!r}")
             self._more()
         line, _, self._rest = self._rest.partition(b"\n")
         return line
@@ -211,6 +245,11 @@ class _Part:
             self._file.close()
             os.unlink(self._file.name)
 
+    @property
+    def digest(self) -> bytes:
+        """The hash of what was received, as `sender` says it."""
+        return self._digest.hexdigest().encode()
+
     def receive(self, answer: _Answer, path: Path, header: dict[str, Any]) -> Iterator[int]:
         """Receive the rest of a file, whose head may be here already, and yield the size of each step."""
         if not self._file:
@@ -220,25 +259,26 @@ class _Part:
             self._digest.update(block)
             self.size += len(block)
             yield len(block)
-        if answer.line().decode() != self._digest.hexdigest():
-            self._restart(path)
+
+    def keep(self, path: Path, header: dict[str, Any]) -> None:
+        """Give the file its name."""
+        assert self._file
         self._file.close()
         os.chmod(self._file.name, header["mode"] & 0o777 | 0o600)
         os.utime(self._file.name, ns=(header["mtime"], header["mtime"]))
         os.replace(self._file.name, path)
         self._file, self._restarts = None, 0
-        self._empty()
+        self.empty()
 
-    def _empty(self) -> None:
+    def restart(self) -> bool:
+        """Begin again with a file that has changed; false where that was tried before."""
+        self.empty()
+        self._restarts = (self._restarts + 1) % (_RESTARTS + 1)
+        return self._restarts > 0
+
+    def empty(self) -> None:
+        """Drop what was received."""
         self.size, self._digest = 0, hashlib.sha256()
-
-    def _restart(self, path: Path) -> NoReturn:
-        """Begin again with a file that was replaced after the connection had broken off."""
-        assert self._file
-        self._restarts += 1
-        if self._restarts > _RESTARTS:
-            raise ClientError(f"{printable(str(path))} changes while it is fetched", "fetch it when the job has ended")
-        self._file.seek(0)
-        self._file.truncate()
-        self._empty()
-        raise ContactLost(f"{printable(path.name)} was replaced")
+        if self._file:
+            self._file.seek(0)
+            self._file.truncate()

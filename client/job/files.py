@@ -13,19 +13,21 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
-from client.errors import ClientError, UsageError
+from client.errors import ClientError, ContactLost, NotAuthorised, NotFound, Unreachable, UsageError
 from client.job import sender
 from client.ray_api.record import JobRecord
 from client.targets.target import Pod, Target
 from client.upload.patterns import Pattern, parse
 from client.upload.problems import printable
+from client.wait import Note, silent
 
 # The raylet's command line names Ray's folder, and the Python of Ray, which may not be on PATH.
-_START = """c=$(cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n')
-p=$(echo "$c" | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p' | head -n 1)
-d=$(echo "$c" | sed -n 's/^--temp_dir=//p' | head -n 1)
-exec "${p:-python3}" -c 'import sys; exec(sys.stdin.buffer.read(int(sys.argv[1])))' "$1" "${d:-/tmp/ray}"
+_START = """f=$(grep -ls 'raylet_socket_nam[e]=' /proc/[0-9]*/cmdline | head -n 1)
+p=$(tr '\\0' '\\n' <"${f:-/dev/null}" | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p')
+d=$(tr '\\0' '\\n' <"${f:-/dev/null}" | sed -n 's/^--temp_dir=//p')
+exec "${p:-python3}" -I -S -c 'import sys; exec(sys.stdin.buffer.read(int(sys.argv[1])))' "$1" "${d:-/tmp/ray}"
 """
 
 
@@ -39,6 +41,7 @@ class File:
         path: its path below a local folder.
         size: in bytes.
         mtime: when it was written, as Unix time in nanoseconds.
+        identity: its inode and its last change, which a volume shows to all pods alike.
         link: where a link leads, from its own folder; None for a file.
     """
 
@@ -47,6 +50,7 @@ class File:
     path: str
     size: int
     mtime: int
+    identity: tuple[int, int]
     link: str | None = None
 
 
@@ -57,12 +61,12 @@ class Found:
     Attributes:
         files: those that were asked for.
         outside: links that lead out of the job's folder.
-        others: how many more there are.
+        failed: what went wrong, as for a folder that cannot be read or a pod that is gone.
     """
 
     files: list[File] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
-    others: int = 0
+    failed: list[ClientError] = field(default_factory=list)
 
 
 def ask(pod: Pod, request: dict[str, Any]) -> Iterator[bytes]:
@@ -71,42 +75,106 @@ def ask(pod: Pod, request: dict[str, Any]) -> Iterator[bytes]:
     return pod.output(["sh", "-c", _START, "sh", str(len(program))], program + json.dumps(request).encode() + b"\n")
 
 
-def find_files(target: Target, job: JobRecord, patterns: Sequence[str] = ()) -> Found:
+def selectors(patterns: Sequence[str]) -> dict[str, Pattern | None]:
+    """The patterns that say which files are meant, by their texts; None for all files.
+
+    Args:
+        patterns: files, folders, and patterns as in .gitignore; empty for all.
+
+    Raises:
+        UsageError: one cannot be used.
+    """
+    found: dict[str, Pattern | None] = {}
+    for text in patterns or ["."]:
+        name = text.removeprefix("./")
+        try:
+            found[text] = None if name in (".", "") else parse(name)
+        except ValueError as error:
+            raise UsageError(f"{printable(text)} is no pattern ({error})", "write it as in .gitignore") from error
+        if name.startswith(("/", "!")) or ".." in name.split("/"):
+            raise UsageError(f"{printable(text)} is no path in the job's folder", "give one like 'results/**'")
+    return found
+
+
+def find_files(target: Target, job: JobRecord, patterns: Sequence[str] = (), note: Note = silent) -> Found:
     """List the files that a job left on pods that run now.
 
     Args:
         target: where it ran.
         job: which.
-        patterns: files, folders, and patterns as in .rayignore; empty for all.
+        patterns: as `selectors` takes them.
+        note: takes a line about the connection.
 
     Raises:
         ClientError: there is no file, or none that a pattern matches.
+        NotAuthorised: the login may not run commands in pods.
         UsageError: the target has no pods.
     """
     if (pods := target.pods()) is None:
         what = f"the files of a job can only be fetched from a RayCluster, and the address is {target}"
         raise UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
-    selectors = {pattern: parse(posixpath.normpath(pattern)) for pattern in patterns}
-    found, names, unused = Found(), _Names(), set(patterns)
+    wanted, found, names = selectors(patterns), Found(), _Names()
+    unused, notes = set(wanted), set[str]()
     request = {"id": job.submission_id, "outputs": job.metadata.get("outputs", "")}
-    for pod in sorted(pods, key=lambda pod: f"//{pod.ip}:" not in (job.agent or "")):
-        for line in b"".join(ask(pod, request)).splitlines():
-            read = json.loads(line)
+    driver = urlsplit(job.agent or "").hostname
+    for pod in sorted(pods, key=lambda pod: pod.ip != driver):
+        try:
+            lines = _list(pod, request, note)
+        except NotAuthorised:
+            raise
+        except ClientError as error:
+            found.failed.append(error)
+            continue
+        for read in map(answer_line, lines):
+            if "error" in read:
+                found.failed.append(ClientError(f"{printable(read['error'])} in pod {pod.pod_name}"))
+                continue
+            if "shared" in read:
+                notes.add("the job's upload was too large to copy: only what is in RAY_WORKLOAD_OUTPUTS can be fetched")
+                continue
             path, outside = _safe(read.pop("path")), read.pop("outside", None)
-            matching = [name for name, pattern in selectors.items() if pattern and _matches(pattern, path)]
+            matching = [text for text, pattern in wanted.items() if not pattern or _matches(pattern, path)]
             unused.difference_update(matching)
-            if patterns and not matching:
-                found.others += 1
-            elif outside or not _stays_inside(path, read.get("link")):
-                found.outside.append(f"{path} -> {outside or read['link']}")
-            elif file := names.add(File(pod, path=path, **read)):
+            if not matching:
+                continue
+            if outside or not _stays_inside(path, read.get("link")):
+                found.outside.append(printable(f"{path} -> {outside or read['link']}"))
+            elif file := names.add(File(pod, path=path, **{**read, "identity": tuple(read["identity"])})):
                 found.files.append(file)
-    if not (found.files or found.outside or found.others):
-        raise ClientError(f"job {job.submission_id} left no file on a pod that runs now")
-    if unused:
-        what = f"no file of job {job.submission_id} matches {shlex.join(sorted(unused))}"
+    for line_of_note in notes:
+        note(line_of_note)
+    if unused and not found.failed:
+        if not patterns:
+            raise ClientError(f"job {job.submission_id} left no file on a pod that runs now")
+        what = f"no file of job {job.submission_id} matches {shlex.join(map(printable, sorted(unused)))}"
         raise ClientError(what, f"`fetch {job.submission_id}` gets all that the job left")
     return found
+
+
+def _list(pod: Pod, request: dict[str, Any], note: Note) -> list[bytes]:
+    """What a pod has of a job; a connection that breaks is tried again."""
+    for last in (False, False, True):
+        try:
+            return b"".join(ask(pod, request)).splitlines()
+        except NotFound:
+            raise
+        except (ContactLost, Unreachable) as error:
+            if last:
+                raise
+            note(f"connection lost, retrying ({error.what})")
+    raise AssertionError
+
+
+def answer_line(line: bytes) -> dict[str, Any]:
+    """A line of JSON from `sender`.
+
+    Raises:
+        ClientError: it is something else.
+    """
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise ClientError(f"a pod answers {line[:80]!r} instead of a list of files") from error
 
 
 class _Names:
@@ -134,7 +202,7 @@ class _Names:
 def _is_same(one: File, other: File) -> bool:
     if one.link or other.link:
         return one.link == other.link
-    return (one.size, one.mtime) == (other.size, other.mtime)
+    return (one.size, one.mtime, one.identity) == (other.size, other.mtime, other.identity)
 
 
 def _safe(path: str) -> str:
@@ -147,6 +215,8 @@ def _safe(path: str) -> str:
 def _stays_inside(path: str, link: str | None) -> bool:
     if link is None:
         return True
+    if link != posixpath.normpath(link):  # a `..` after a link's name could lead anywhere
+        return False
     target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
     return not posixpath.isabs(target) and target.partition("/")[0] not in ("..", ".")
 

@@ -31,7 +31,11 @@ _COPY = """\
 rm -rf "$d.$$"; }} 2>/dev/null
 [ -d "$d" ] && cd "$d" && export PYTHONPATH="${{PYTHONPATH%%"$b"*}}$d${{PYTHONPATH#*"$b"}}"
 """
+_NO_COPY = """\
+case "$PWD" in */runtime_resources/*) mkdir -p "$d" 2>/dev/null;; esac
+"""
 _OUTPUTS = """\
+[ -d "$d" ] || d=$PWD
 o="${{{name}:+${{{name}%/}}/{id}}}" o="${{o:-$d}}"
 case "$o" in *://*) ;; *) mkdir -p "$o";; esac
 export {name}="$o"
@@ -53,7 +57,7 @@ def started_in_folder(submission_id: str, runtime_env: Mapping[str, Any], *, cop
     """
     if _CONFLICTS & runtime_env.keys():
         return dict(runtime_env)
-    folder = _COPY.format(id=submission_id) if copied else ""
+    folder = _COPY.format(id=submission_id) if copied else _NO_COPY
     given = OUTPUTS in runtime_env.get("env_vars", {})
     outputs = "" if given else _OUTPUTS.format(id=submission_id, name=OUTPUTS)
     return {**runtime_env, "py_executable": _START.format(id=submission_id, folder=folder, outputs=outputs)}

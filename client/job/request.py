@@ -32,6 +32,7 @@ _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a numbe
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
 _BUCKET = re.compile(r"(gs|s3)://[\w.-]+(/[\w.=+@~-]+)*")
 _PASSWORD = re.compile(r"://[^/\s@]*:(?!\$)[^/\s@]+@")  # pip expands ${NAME} with its own variables
+_SEVERAL = re.compile(r"(?!-)[\w.\-\[\]]+(,|\s+[A-Za-z])")  # names with nothing of a requirement between them
 ACCELERATOR = "accelerator_type:"
 INSTALLERS = ("pip", "uv", "conda")  # of a runtime_env: each makes an environment for the job
 
@@ -130,6 +131,8 @@ class Request:
     def _packages(self) -> list[str]:
         if isinstance(self.pip, str):
             raise UsageError("pip must be a list", f"give pip=[{self.pip!r}]")
+        if several := next(filter(_SEVERAL.match, self.pip), None):
+            raise UsageError(f"{several!r} is not one package", "give --pip once for each")
         packages = [*(read_requirements(self.requirements) if self.requirements else ()), *self.pip]
         if any(map(_PASSWORD.search, packages)) and not self.allow_plain:
             raise UsageError(

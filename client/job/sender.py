@@ -1,10 +1,11 @@
 """Runs in a pod: lists the files that a job left there, or sends some of them.
 
-`client.job.fetch` sends this text to a Python of the pod, and a request as a line of JSON after it. Only the standard
+`client.job.files` sends this text to a Python of the pod, and a request as a line of JSON after it. Only the standard
 library is there. A list is a line of JSON for each file. A file is a line of JSON with its size, its bytes, and a line
-with the SHA-256 of all its bytes, also where the first of them were not asked for.
+with the SHA-256 of all its bytes, also where the first of them were not asked for; it is wrong if the file changed.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -19,7 +20,7 @@ _CHUNK = 1 << 20
 
 def roots(temp_dir: str, submission_id: str, outputs: str) -> "Iterator[tuple[str, int]]":
     """The folders of a job, each with the time, in ns, since when what changed there is the job's own."""
-    folders = glob.glob(f"{glob.escape(temp_dir)}/session_2*/jobs/{submission_id}")
+    folders = glob.glob(f"{glob.escape(temp_dir)}/session_2*/jobs/{glob.escape(submission_id)}")
     if os.path.isabs(outputs) and os.path.realpath(outputs) not in map(os.path.realpath, folders):
         yield outputs, 0
     for folder in folders:
@@ -28,50 +29,66 @@ def roots(temp_dir: str, submission_id: str, outputs: str) -> "Iterator[tuple[st
 
 
 def files(root: str, since: int) -> "Iterator[dict[str, Any]]":
-    """What a job left in a folder: regular files, and links with their targets; no bytecode."""
+    """What a job left in a folder: regular files, links, and what cannot be read; no bytecode."""
     top = os.path.realpath(root)
-    for folder, folders, names in os.walk(top):
+    failed: list[OSError] = []
+    for folder, folders, names in os.walk(top, onerror=failed.append):
         if "__pycache__" in folders:
             folders.remove("__pycache__")
         for name in (*names, *folders):
             source = os.path.join(folder, name)
             try:
                 info = os.lstat(source)
-            except OSError:
-                continue  # removed meanwhile
+            except OSError as error:
+                failed.append(error)
+                continue
             if info.st_ctime_ns <= since or not (stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)):
                 continue
-            found = {"source": source, "path": os.path.relpath(source, top), "mtime": info.st_mtime_ns}
+            found = {"source": source, "path": os.path.relpath(source, top), "size": info.st_size}
+            found.update(mtime=info.st_mtime_ns, identity=[info.st_ino, info.st_ctime_ns])
             if stat.S_ISLNK(info.st_mode):
                 target, found["size"] = os.path.realpath(source), 0
                 if target.startswith(top + os.sep):
-                    yield {**found, "link": os.path.relpath(target, folder)}
+                    found["link"] = os.path.relpath(target, folder)
                 else:
-                    yield {**found, "outside": os.readlink(source)}
-            else:
-                yield {**found, "size": info.st_size}
+                    found["outside"] = os.readlink(source)
+            yield found
+    for problem in failed:
+        if problem.errno != errno.ENOENT:  # else it was removed meanwhile, or never there
+            yield {"error": f"{problem.filename} cannot be read ({problem.strerror})"}
 
 
 def send(source: str, offset: int) -> None:
     """Send a file from a byte on, as long as it is now."""
     out = sys.stdout.buffer
     try:
-        file = open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
     except OSError as error:
         print(json.dumps({"error": error.strerror}), flush=True)
         return
-    with file:
-        info, digest, done = os.fstat(file.fileno()), hashlib.sha256(), 0
-        size, mode = info.st_size, stat.S_IMODE(info.st_mode)
-        print(json.dumps({"size": size, "mtime": info.st_mtime_ns, "mode": mode}), flush=True)
-        while done < size:
-            if not (chunk := file.read(min(_CHUNK, size - done))):
-                sys.exit(f"{source} became shorter")
+    with open(descriptor, "rb") as file:
+        before, digest, done = os.fstat(descriptor), hashlib.sha256(), 0
+        mode = stat.S_IMODE(before.st_mode)
+        print(json.dumps({"size": before.st_size, "mtime": before.st_mtime_ns, "mode": mode}), flush=True)
+        is_whole = True
+        while done < before.st_size:
+            wanted = min(_CHUNK, before.st_size - done)
+            try:
+                chunk = file.read(wanted)
+            except OSError:
+                chunk = b""
+            if not chunk:
+                chunk, is_whole = bytes(wanted), False  # it became shorter, and the size was said
             digest.update(chunk)
             done += len(chunk)
             if done > offset:
                 out.write(chunk[max(0, len(chunk) - (done - offset)) :])
-        out.write(digest.hexdigest().encode() + b"\n")
+        after = os.fstat(descriptor)
+        if after.st_mtime_ns != before.st_mtime_ns and after.st_size <= before.st_size:  # more than lines added
+            is_whole = False
+        out.write((digest.hexdigest() if is_whole else "changed").encode() + b"\n")
         out.flush()
 
 
@@ -82,6 +99,8 @@ def main(temp_dir: str) -> None:
         send(source, offset)
     if "id" in request:
         for root, since in roots(temp_dir, request["id"], request["outputs"]):
+            if not since and root != request["outputs"]:
+                print(json.dumps({"shared": True}))  # the job ran in a folder that other jobs use, too
             for found in files(root, since):
                 print(json.dumps(found))
 

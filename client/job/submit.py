@@ -115,7 +115,10 @@ def send(
             with progress("packing", upload.size) as done:
                 packed = files.enter_context(upload.packed(done, bucket))
             if upload.working_dir and not is_copied(upload.working_dir):
-                note("the upload is too large to copy for each job: jobs with the same files share a folder")
+                note(
+                    "the upload is too large to copy for each job: jobs with the same files share a folder, "
+                    "and `fetch` gets only what is in RAY_WORKLOAD_OUTPUTS"
+                )
             target.wait_ready(note, wait_cluster)
             theirs = None if target.runtime.in_place else target.ray_version or jobs.version()["ray_version"]
             for package in packed.packages:

@@ -14,6 +14,10 @@ from typing import Any
 from client.errors import ClientError, NotAuthorised, Unreachable, UsageError
 
 _LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
+_OPTIONS: dict[str, dict[str, Any]] = {  # else a store that does not answer is waited for without end
+    "gs": {"requests_timeout": 60},
+    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}}},
+}
 _CHUNK = 1 << 20
 _PART = 16 << 20  # bytes of a request; above it, an upload has several
 
@@ -51,7 +55,7 @@ class Bucket:
             hint = f"pip install 'ray-workload[{self._scheme}]'"
             raise UsageError(f"an upload to {self._name} needs {_LIBRARIES[self._scheme]}", hint) from None
         try:
-            self._store = store(skip_instance_cache=True)
+            self._store = store(skip_instance_cache=True, **_OPTIONS[self._scheme])
         except Exception as error:
             raise self._error(error) from None
 
@@ -72,11 +76,11 @@ class Bucket:
             Unreachable: the store does not answer.
             ClientError: it refuses.
         """
-        try:
-            with open(path, "rb") as source:
+        with open(path, "rb") as source:
+            try:
                 self._copy(uri, source.read, sent)
-        except Exception as error:
-            raise self._error(error) from None
+            except Exception as error:
+                raise self._error(error) from None
 
     def _copy(self, uri: str, read: Callable[[int], bytes], sent: Callable[[int], object]) -> None:
         object_ = self._store.open(uri, "wb", block_size=_PART)

@@ -112,7 +112,9 @@ def test_ray_gets_what_was_put_into_the_bucket_once(
 
     again = run(*submit, "--id", f"again-{scheme}", "only/a.py", cwd=work)
     assert again.returncode == 0, again.stderr
-    assert asked(store)[: len(FOUND[scheme])] == named(FOUND[scheme], name)
+    requests, wanted = asked(store), named(FOUND[scheme], name)
+    assert [r for r in requests if r in wanted][: len(wanted)] == wanted  # Ray itself may still get objects
+    assert {method for method, _ in requests} <= {"GET", "HEAD"}
     assert cloud.runtime_env(f"again-{scheme}")["working_dir"] == first
     assert len(store.objects) == 2
 

@@ -406,7 +406,9 @@ def sections(help_text: str) -> dict[str, str]:
 def test_help_has_groups_and_says_where_jobs_go(run: Cli) -> None:
     shown = sections(run("submit", "--help").stdout.decode())
     wanted = {
-        "What runs": "--working-dir --upload-to --env --secret-env --allow-plain --pip --requirements --runtime-env -f".split(),
+        "What runs": (
+            "--working-dir --upload-to --env --secret-env --allow-plain --pip --requirements --runtime-env -f".split()
+        ),
         "Where": ["--address", "--wait-cluster"],
         "Resources": ["--num-cpus", "--num-gpus", "--accelerator"],
         "Identity": ["--name", "--tag", "--id"],

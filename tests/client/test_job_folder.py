@@ -115,6 +115,14 @@ def test_the_processes_of_a_job_share_one_whole_copy(unpacked: Path) -> None:
     assert all(path.stat().st_ctime_ns <= copied for path in (jobs / "a-job").iterdir())
 
 
+def test_a_copy_that_fails_leaves_the_shared_folder_to_all_processes(unpacked: Path, tmp_path: Path) -> None:
+    (tmp_path / "cp").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "cp").chmod(0o755)
+    for _ in range(2):
+        found = said(start(unpacked, "a-job", PATH=f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"))
+        assert found[0] == str(unpacked) and len(found[2]) == 200
+
+
 def test_without_room_the_job_runs_in_the_shared_folder(unpacked: Path) -> None:
     (unpacked.parents[2] / "jobs").write_text("not a folder")
     assert said(start(unpacked, "a-job"))[:2] == [str(unpacked), f"/module:{unpacked}:/more"]

@@ -42,7 +42,7 @@ def uploaded(folder: Path, run: Cli) -> set[str]:
 def test_results_stay_beside_the_script_and_are_not_uploaded(folder: Path, run: Cli) -> None:
     """`--fetch` has nothing to do here: the same command works without a cluster."""
     done = run("submit", "--fetch", "outputs/**", "job.py", "model.txt")
-    assert b"the files of job" in done.stderr and b"are on this machine already" in done.stderr
+    assert b"nothing to fetch: job" in done.stderr and b"ran on this machine" in done.stderr
     assert last_line(done) == f"ray-workload: outputs: {folder}/outputs"
     assert (folder / "outputs" / "model.txt").read_text() == "result"
     assert sorted(os.listdir(folder / "outputs")) == [".gitignore", "model.txt"]
@@ -66,7 +66,7 @@ def test_a_kept_ray_says_where_results_are(folder: Path, run: Cli) -> None:
         done = run("submit", "--id", "there", "job.py", "b.txt", cwd=other)
         assert last_line(done) == f"ray-workload: outputs: {other}/outputs"
         assert f"outputs     {other}/outputs\n".encode() in run("status", "there").stdout
-        assert "are on this machine already" in last_line(run("fetch", "there"))
+        assert last_line(run("fetch", "there")).endswith(f"its files are {other}/outputs")
     finally:
         run("down", "embedded")
     assert (other / "outputs" / "b.txt").exists() and (other / "outputs" / ".gitignore").exists()
@@ -89,10 +89,21 @@ def test_a_folder_that_another_head_holds_is_kept(tmp_path: Path, monkeypatch: p
     assert not outputs.exists()
 
 
-def test_a_folder_of_the_user_s_is_left_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignored", [None, "*\n", "*\n!.gitignore\n"])
+def test_a_folder_of_the_user_s_is_left_as_it_was(tmp_path: Path, ignored: str | None) -> None:
+    if ignored:
+        (tmp_path / ".gitignore").write_text(ignored)
+    before = os.listdir(tmp_path)
     keeper._hold(tmp_path)
     keeper._release(tmp_path)
-    assert tmp_path.exists() and os.listdir(tmp_path) == []
+    assert tmp_path.exists() and os.listdir(tmp_path) == before
+
+
+def test_a_link_to_nowhere_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "outputs").symlink_to("/nowhere")
+    keeper._hold(tmp_path / "outputs")
+    keeper._release(tmp_path / "outputs")
+    assert os.listdir(tmp_path) == ["outputs"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from pathlib import Path
 import psutil
 
 _POLL_SECONDS = 1.0
+_TRIES = 5
+_IGNORED = "# made by ray-workload\n*\n"
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -73,24 +75,26 @@ def make_outputs(folder: Path) -> None:
     """Make a folder for results, which git and uploads leave out."""
     with suppress(FileExistsError):
         folder.mkdir()
-        (folder / ".gitignore").write_text("*\n")
+        (folder / ".gitignore").write_text(_IGNORED)
 
 
 def _hold(outputs: Path) -> None:
     """Make the folder for results, and keep other heads from removing it."""
     holder = outputs / f".{os.getpid()}"
     with suppress(OSError):  # a folder that cannot be written
-        while not holder.exists():
+        outputs.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(_TRIES):
             make_outputs(outputs)
             with suppress(FileNotFoundError):  # another head has just removed it
                 holder.touch()
+                break
 
 
 def _release(outputs: Path) -> None:
     """Remove the folder if it was made here, is empty, and no other head holds it."""
     with suppress(OSError):
         (outputs / f".{os.getpid()}").unlink()
-        if os.listdir(outputs) == [".gitignore"]:
+        if os.listdir(outputs) == [".gitignore"] and (outputs / ".gitignore").read_text() == _IGNORED:
             (outputs / ".gitignore").unlink()
             outputs.rmdir()
 
