@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from client.cli.help import Command, complete_folders
+from client.cli.interrupt import sigterm_interrupts
 from client.cli.options import address_option, opened
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 @click.argument("patterns", nargs=-1, metavar="[PATH...]")
 def fetch(address: str | None, to: str | None, submission_id: str, patterns: tuple[str, ...]) -> None:
     """Get the files that a job wrote from all pods of its cluster, or those that a PATH or pattern names."""
-    from client.cli.watch import sigterm_interrupts
     from client.ray_api.jobs import RayJobs
 
     with sigterm_interrupts(), opened(address) as (target, _):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from client.cli.help import Command, complete_files, complete_folders
+from client.cli.interrupt import sigterm_interrupts
 from client.cli.options import Duration, address_option, choose, note_url, output_option, pairs
-from client.cli.watch import command_on, sigterm_interrupts, watch
+from client.cli.watch import command_on, watch
 from client.errors import ClientError, Detached, UsageError
 
 if TYPE_CHECKING:

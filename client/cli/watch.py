@@ -1,10 +1,9 @@
 """A job watched from a terminal: its log, its end, and what Ctrl-C means."""
 
 import shlex
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
@@ -18,20 +17,6 @@ if TYPE_CHECKING:
 
 OnInterrupt = Literal["stop", "detach", "leave"]
 _AGAIN_SECONDS = 2.0  # a second Ctrl-C this soon stops the job
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Treat SIGTERM, which CI systems send to cancel a run, as Ctrl-C."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def watch(

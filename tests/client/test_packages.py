@@ -223,7 +223,7 @@ def test_a_missing_module_is_named_with_two_ways_on(
 
 def test_a_missing_module_of_an_image(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text("import no_such\n")
-    last = run("submit", "job.py", env=remote).stderr.decode().splitlines()[-1]
+    last = run("submit", "job.py", env=remote).stderr.decode().splitlines()[-2]
     assert "there is no module no_such in the cluster's image: submit again with --pip no_such, or add it to " in last
 
 
