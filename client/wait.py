@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from client.errors import NotFound, Unreachable
 
 Note = Callable[[str], object]  # takes a line for the user
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]  # takes a title and a number of bytes
 
 _POLL_SECONDS = 0.25
 _AWAY_SECONDS = 60.0  # an API server that restarts needs most of a minute

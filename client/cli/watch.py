@@ -84,7 +84,8 @@ def watch(
         except ClientError as error:
             output.error(str(error))
             code = code or error.exit_code
-    if ended.job.node_id and (where := output.outputs(ended.job, in_place=job.target.runtime.in_place)):
+    ran = ended.job.node_id and (ended.job.status != "FAILED" or ended.job.driver_exit_code is not None)
+    if ran and (where := output.outputs(ended.job, in_place=job.target.runtime.in_place)):
         if job.target.address.startswith("kubernetes") and "://" not in where:
             where += f" on the cluster; get them with {command_on(ctx, job, address, 'fetch')}"
         output.note(f"outputs: {where}")

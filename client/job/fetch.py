@@ -15,13 +15,12 @@ from typing import IO, Any, Self
 
 from client.errors import ClientError, ContactLost, NotFound, Unreachable, UsageError
 from client.job.files import File, answer_line, ask, find_files
-from client.job.submit import Progress
 from client.ray_api.record import JobRecord
 from client.streams import reported
 from client.targets.embedded.keeper import make_outputs
 from client.targets.target import Target
 from client.upload.problems import printable
-from client.wait import Note, silent
+from client.wait import Note, Progress, silent
 
 _TRIES = 6  # without a new byte
 _RESTARTS = 2

@@ -1,7 +1,6 @@
 """The five stages of a submit: Request, Target, Upload, Submission, Job. Each is made once and handed on."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,10 +15,9 @@ from client.targets.embedded.keeper import make_outputs
 from client.targets.target import Runtime
 from client.upload.bucket import Bucket
 from client.upload.package import Packed, Upload, plan_upload
-from client.wait import Note, silent
+from client.wait import Note, Progress, silent
 
 WAIT_CLUSTER_SECONDS = 900.0
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
 def attach(submission_id: str, address: Address) -> Job:

@@ -108,7 +108,9 @@ def test_ray_gets_what_was_put_into_the_bucket_once(
     begun = len(LOOK[scheme]) + len(put)
     body = store.requests[begun - 1][2]
     assert body == digest(store.objects[name])
-    assert asked(store)[:begun] == named(LOOK[scheme], name) + put
+    requests = asked(store)[:begun]
+    assert sorted(requests[: -len(put)]) == sorted(named(LOOK[scheme], name))  # gcsfs asks two things at once
+    assert requests[-len(put) :] == put
 
     again = run(*submit, "--id", f"again-{scheme}", "only/a.py", cwd=work)
     assert again.returncode == 0, again.stderr
@@ -150,16 +152,18 @@ def test_a_large_upload_that_ends_in_the_middle_leaves_nothing_and_is_sent_again
         assert UPLOAD_ID not in said and SECRET not in said and "Traceback" not in said
         assert store.objects == {}
         requests = asked(store)
-        name = next(what for _, what in requests)
-        assert requests[: len(LOOK[scheme]) + 4] == named([*LOOK[scheme], BEGIN[scheme], *[SEND[scheme]] * 3], name)
-        assert requests[len(LOOK[scheme]) + 4 :] == (named([CANCEL[scheme]], name) if end != "killed" else []), end
+        name = next(what for _, what in requests if not what.startswith("list "))
+        look, sent = requests[: len(LOOK[scheme])], requests[len(LOOK[scheme]) :]
+        assert sorted(look) == sorted(named(LOOK[scheme], name))
+        cancelled = [CANCEL[scheme]] if end != "killed" else []
+        assert sent == named([BEGIN[scheme], *[SEND[scheme]] * 3, *cancelled], name), end
     store.fail = lambda method, what: None
     done = run(*command)
     assert done.returncode == 0, done.stderr
     assert f"\n{101 << 20} large.npz\n".encode() in b"\n" + done.stdout
     (data,) = store.objects.values()
-    sent = [body for method, what, body in store.requests if (method, what) == named([SEND[scheme]], name)[0]]
-    assert sent == [digest(data[at : at + PART]) for at in range(0, len(data), PART)]
+    parts = [body for method, what, body in store.requests if (method, what) == named([SEND[scheme]], name)[0]]
+    assert parts == [digest(data[at : at + PART]) for at in range(0, len(data), PART)]
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,11 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     assert LINES in followed.stdout and b": exec python script.py 'an arg'\n" in followed.stdout
     assert b"job found failed with exit code 7" in followed.stderr
     assert run("logs", "found", env=remote).stdout == followed.stdout
-    assert run("logs", "-n", "2", "found", env=remote).stdout == b"line 28\nline 29\n"
+    *_, before_last, last = followed.stdout.splitlines(keepends=True)  # Ray may write a line of its own there
+    assert run("logs", "-n", "2", "found", env=remote).stdout == before_last + last
     assert run("logs", "--tail", "0", "found", env=remote).stdout == b""
     tailed = run("logs", "--tail", "1", "--follow", "found", env=remote)
-    assert (tailed.returncode, tailed.stdout) == (7, b"line 29\n")
+    assert (tailed.returncode, tailed.stdout) == (7, last)
 
     again = run(*given, "script.py", "an arg", env=remote)
     assert (again.returncode, again.stdout) == (7, followed.stdout)

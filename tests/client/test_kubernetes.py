@@ -285,7 +285,7 @@ def test_a_job_that_failed_for_want_of_memory_says_what_to_raise(
         env = {"KUBECONFIG": str(config(tmp_path, url, {"token": "t"}))}
         done = run("submit", "--address", "kubernetes://far", "--", "sh", "-c", script, env=env)
     assert done.returncode == (137 if script == KILLED else 1), done.stderr
-    last = done.stderr.decode().splitlines()[-1]
+    last = done.stderr.decode().splitlines()[-2]
     assert last == f"ray-workload: pod ray-pod ran out of memory {words}" if words else " failed with exit " in last
 
 

@@ -83,7 +83,7 @@ def test_a_driver_that_waited_and_ends_with_a_timeouts_code_is_no_timeout(
     for name, code in codes.items():
         followed = run("logs", "--follow", name, env=remote)
         assert followed.returncode == code
-        last = followed.stderr.decode().splitlines()[-1]
+        last = followed.stderr.decode().splitlines()[-2]
         told = re.fullmatch(
             rf"ray-workload: job {name} failed with exit code {code} after ([\d.]+) s "
             r"\(and ([\d.]+) s of waiting to start\)",

@@ -428,7 +428,8 @@ def test_the_files_of_a_job_on_all_pods(ray: Cluster, writer: Path) -> None:
     head, worker = ray.name("head"), ray.name("worker")
     done = client(ray, "submit", "--id", "writes", "--fetch", "results/**", "writer.py", "10", "7")
     assert done.returncode == 7 and b"2 {'/results/writes'}\n" in done.stdout, done.stderr
-    assert done.stderr.decode().splitlines()[-1] == "ray-workload: outputs: /results/writes"
+    last = "ray-workload: outputs: /results/writes on the cluster; get them with ray-workload fetch "
+    assert done.stderr.decode().splitlines()[-1].startswith(last)
     got = fetched(writer / "outputs" / "writes")
     own = {
         f"results/{name}": found for name, found in in_pods(ray, "/tmp/ray/session_latest/jobs/writes/results").items()
