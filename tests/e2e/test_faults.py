@@ -78,7 +78,8 @@ def submit(namespace: str, folder: Path, *args: str, stdout: int | IO[bytes] = s
 
 def said(err: str) -> str:
     """Return the one line of stderr that not every submit prints."""
-    (line,) = [line for line in err.splitlines() if not line.endswith((" submitted", "RAY_WORKLOAD_ADDRESS)"))]
+    lines = [line for line in err.splitlines() if not line.startswith("ray-workload: outputs: ")]
+    (line,) = [line for line in lines if not line.endswith((" submitted", "RAY_WORKLOAD_ADDRESS)"))]
     return line
 
 
