@@ -194,7 +194,9 @@ def outputs(job: JobRecord, *, in_place: bool) -> str:
             return where if any(not name.startswith(".") for name in os.listdir(where)) else ""
         return ""
     if not where and "client_version" in job.metadata:
-        own = f"/tmp/ray/session_latest/jobs/{job.submission_id}"
+        from client.job.folder import own_folder
+
+        own = own_folder(job.submission_id)
         return f"RAY_WORKLOAD_OUTPUTS of the cluster, if it is set, else {own} on the nodes"
     return where
 

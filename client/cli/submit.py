@@ -145,7 +145,6 @@ def submit(
     """Run a script or a command, show its log, and exit with its code."""
     from client.cli import output
     from client.job import submit as job
-    from client.job.files import selectors
 
     if fetch and detach:
         raise UsageError("--fetch waits for the job's end, and --detach does not", "use `fetch ID` later")
@@ -154,7 +153,10 @@ def submit(
         if dry_run:
             _show_plan(job.plan(request, chosen), as_json=as_json)
             return
-        selectors(fetch)
+        if fetch:
+            from client.job.files import selectors
+
+            selectors(fetch)  # a wrong one is said before the job is sent
         if fetch and chosen.scheme not in ("embedded", "kubernetes"):
             what = f"--fetch needs a RayCluster, and the address is {chosen.value}"
             raise UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")

@@ -97,7 +97,7 @@ def fetch_files(
         ClientError: a file cannot be read in its pod; the others are there.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"{printable(str(folder))} is no folder", "give another one (--to)")
+        raise UsageError(f"{printable(str(folder))} is not a folder", "give another one (--to)")
     missing = [file for file in files if not _is_there(file, folder, replace)]
     if there := len(files) - len(missing):
         note(f"{counted(there)} in {folder} already")
@@ -213,7 +213,7 @@ class _Answer:
         """The next line, without its end."""
         while b"\n" not in self._rest:
             if len(self._rest) > _LINE:
-                raise ClientError(f"a pod answers {self._rest[:80]!r}")
+                raise ClientError(f"the answer of a pod cannot be read: {self._rest[:80]!r}")
             self._more()
         line, _, self._rest = self._rest.partition(b"\n")
         return line

@@ -90,9 +90,9 @@ def selectors(patterns: Sequence[str]) -> dict[str, Pattern | None]:
         try:
             found[text] = None if name in (".", "") else parse(name)
         except ValueError as error:
-            raise UsageError(f"{printable(text)} is no pattern ({error})", "write it as in .gitignore") from error
+            raise UsageError(f"{printable(text)} is not a pattern ({error})", "write it as in .gitignore") from error
         if name.startswith(("/", "!")) or ".." in name.split("/"):
-            raise UsageError(f"{printable(text)} is no path in the job's folder", "give one like 'results/**'")
+            raise UsageError(f"{printable(text)} is not a path inside the job's folder", "give one like 'results/**'")
     return found
 
 
@@ -141,8 +141,8 @@ def find_files(target: Target, job: JobRecord, patterns: Sequence[str] = (), not
                 found.outside.append(printable(f"{path} -> {outside or read['link']}"))
             elif file := names.add(File(pod, path=path, **{**read, "identity": tuple(read["identity"])})):
                 found.files.append(file)
-    for line_of_note in notes:
-        note(line_of_note)
+    for line in notes:
+        note(line)
     if unused and not found.failed:
         if not patterns:
             raise ClientError(f"job {job.submission_id} left no file on a pod that runs now")

@@ -15,7 +15,6 @@ from client.upload.ignore import Listing
 
 _MAX_FILES = 1000
 _MAX_BYTES = 32 << 20
-_SESSION = "/tmp/ray/session_latest"
 _CONFLICTS = {"py_executable", "container", "image_uri"}  # of a runtime_env: they start the processes in another way
 
 # The first process on a node copies; one that copied at the same time drops its copy. If that fails, as for lack of
@@ -47,6 +46,11 @@ def is_copied(uploaded: Listing) -> bool:
     return len(uploaded.entries) <= _MAX_FILES and uploaded.size <= _MAX_BYTES
 
 
+def own_folder(submission_id: str) -> str:
+    """The folder of a job on each node of a cluster, where Ray has its usual folder."""
+    return f"/tmp/ray/session_latest/jobs/{submission_id}"
+
+
 def started_in_folder(submission_id: str, runtime_env: Mapping[str, Any], *, copied: bool) -> dict[str, Any]:
     """The runtime_env of a job with folders of its own, where it does not start its processes in another way.
 
@@ -75,4 +79,4 @@ def outputs(submission_id: str, runtime_env: Mapping[str, Any], of_cluster: str 
         return str(given)
     if of_cluster is None or _CONFLICTS & runtime_env.keys():
         return of_cluster or None
-    return f"{of_cluster.rstrip('/')}/{submission_id}" if of_cluster else f"{_SESSION}/jobs/{submission_id}"
+    return f"{of_cluster.rstrip('/')}/{submission_id}" if of_cluster else own_folder(submission_id)

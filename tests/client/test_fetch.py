@@ -131,7 +131,7 @@ def test_a_part_of_the_files(pod: LocalPod, pattern: str, names: list[str]) -> N
 
 @pytest.mark.parametrize("pattern", ["[", "!a", "../x", "a/../b", "/data/x"])
 def test_a_pattern_that_cannot_be_used(pod: LocalPod, pattern: str) -> None:
-    with pytest.raises(UsageError, match="is no pattern|is no path in the job's folder"):
+    with pytest.raises(UsageError, match="is not a pattern|is not a path inside the job's folder"):
         find(pod, patterns=[pattern])
 
 
@@ -408,7 +408,7 @@ def test_the_default_folder_is_left_out_by_git(pod: LocalPod) -> None:
 
 def test_a_folder_that_cannot_be_written(pod: LocalPod) -> None:
     Path("got").write_text("a file")
-    with pytest.raises(UsageError, match="got is no folder"):
+    with pytest.raises(UsageError, match="got is not a folder"):
         list(fetch_files(all_files(pod), Path("got")))
     with pytest.raises(OutputLost, match=r"cannot be written \(Not a directory\)"):
         list(fetch_files(all_files(pod), Path("got/inside")))
