@@ -3,8 +3,7 @@
 import click
 
 from client.cli.help import Command
-from client.cli.options import address_option, choose
-from client.errors import UsageError
+from client.cli.options import address_option, choose, no_cluster
 
 
 @click.command(
@@ -21,8 +20,7 @@ def exec_command(ctx: click.Context, address: str | None, worker: int | None, co
     """Open a shell in the head's pod, or run a command there and exit with its code."""
     chosen = choose(address)
     if chosen.scheme != "kubernetes":
-        what = f"exec needs a RayCluster, and the address is {chosen.value} ({chosen.source})"
-        raise UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
+        raise no_cluster("exec", chosen)
     from client.cli import output
     from client.kube import container, exec
     from client.targets import kubernetes

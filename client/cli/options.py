@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from client.errors import UsageError
+
 if TYPE_CHECKING:
     from client.targets import Address
     from client.targets.target import Target
@@ -60,6 +62,12 @@ def choose(address: str | None) -> "Address":
     if chosen.warning:
         note(chosen.warning)
     return chosen
+
+
+def no_cluster(what: str, chosen: "Address") -> UsageError:
+    """The error for what needs a RayCluster at another kind of address."""
+    what = f"{what} needs a RayCluster, and the address is {chosen.value} ({chosen.source})"
+    return UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
 
 
 @contextmanager

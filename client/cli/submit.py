@@ -11,7 +11,7 @@ import click
 
 from client.cli.help import Command, complete_files, complete_folders
 from client.cli.interrupt import sigterm_interrupts
-from client.cli.options import Duration, address_option, choose, note_url, output_option, pairs
+from client.cli.options import Duration, address_option, choose, no_cluster, note_url, output_option, pairs
 from client.cli.watch import command_on, watch
 from client.errors import ClientError, Detached, UsageError
 
@@ -158,8 +158,7 @@ def submit(
 
             selectors(fetch)  # a wrong one is said before the job is sent
         if fetch and chosen.scheme not in ("embedded", "kubernetes"):
-            what = f"--fetch needs a RayCluster, and the address is {chosen.value}"
-            raise UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
+            raise no_cluster("--fetch", chosen)
         try:
             sent = job.send(
                 request, chosen, detached=detach, wait_cluster=wait_cluster, note=output.note, progress=output.progress
