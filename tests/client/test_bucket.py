@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_ray_gets_what_was_put_into_the_bucket_once(
     again = run(*submit, "--id", f"again-{scheme}", "only/a.py", cwd=work)
     assert again.returncode == 0, again.stderr
     requests, wanted = asked(store), named(FOUND[scheme], name)
-    assert [r for r in requests if r in wanted][: len(wanted)] == wanted  # Ray itself may still get objects
+    assert Counter(wanted) <= Counter(requests)  # in any order; Ray itself may still get objects
     assert {method for method, _ in requests} <= {"GET", "HEAD"}
     assert cloud.runtime_env(f"again-{scheme}")["working_dir"] == first
     assert len(store.objects) == 2
