@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GALLERY := build/gallery
 export PATH := $(PATH):$(CURDIR)/build/tools# ci/helm.py builds helm there if none is installed
+COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header
 CHARTS := $(BIN)/python ci/helm.py >/dev/null && $(BIN)/python ci/charts.py
 # Test files run in parallel, each in one process; every process has its own home, head and clusters.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check charts e2e soak helm4 bench bench-cluster lock clean
+.PHONY: demo test check charts gallery e2e soak helm4 bench bench-cluster lock clean
 
 demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
@@ -24,6 +26,9 @@ check: $(VENV)/.done
 
 charts: $(VENV)/.done  ## get helm and the dependencies of the chart
 	@$(CHARTS)
+
+gallery: $(GALLERY)/.done  ## run the jobs of jobs/ with all extras, torch included, in an environment of their own
+	$(GALLERY)/bin/python -m pytest --durations=0 tests/gallery
 
 e2e: $(VENV)/.done  ## test on the cluster of the current kubeconfig
 	@$(CHARTS)
@@ -45,12 +50,16 @@ bench-cluster: $(VENV)/.done  ## measure chart, image and client on the cluster 
 	@$(CHARTS)
 	$(BIN)/python -m ci.bench_cluster
 
-# The locks name no index. They are the same on every machine unless uv's environment variables are set. The image gets
-# the versions that are tested: those that suit all extras, too.
+# The locks name no index. They are the same on every machine unless uv's environment variables are set. All have the
+# same versions: those that suit all extras, which requirements-jobs.txt lists. Of torch, that file has the version alone:
+# its builds for CPU and for each CUDA differ in their files and in what they depend on.
 lock: $(VENV)/.done  ## refresh the locked requirements
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml -o requirements-dev.txt
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header -c requirements-dev.txt pyproject.toml -o requirements.txt
-	echo uv | $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header - -o requirements-uv.txt
+	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements-jobs.txt
+	awk '/^[a-z]/ {cuda = /^(torch|triton|cuda|nvidia)/} /^torch==/ {print $$1} !cuda' requirements-jobs.txt >build/lock
+	mv build/lock requirements-jobs.txt
+	$(COMPILE) --extra gs --extra s3 --group dev -c requirements-jobs.txt pyproject.toml -o requirements-dev.txt
+	$(COMPILE) -c requirements-jobs.txt pyproject.toml -o requirements.txt
+	echo uv | $(COMPILE) - -o requirements-uv.txt
 
 $(VENV)/.done: requirements-uv.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
@@ -59,5 +68,12 @@ $(VENV)/.done: requirements-uv.txt requirements-dev.txt pyproject.toml
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+# Hashes are checked for all packages but torch. Set UV_TORCH_BACKEND=cpu for its build without CUDA.
+$(GALLERY)/.done: $(VENV)/.done requirements-jobs.txt
+	$(PYTHON) -m venv --clear $(GALLERY)
+	$(BIN)/uv pip install -q --python $(GALLERY)/bin/python --compile-bytecode -c requirements-jobs.txt -r pyproject.toml --all-extras --group dev
+	$(BIN)/uv pip install -q --python $(GALLERY)/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(GALLERY)
