@@ -9,7 +9,7 @@ CHARTS := $(BIN)/python ci/helm.py >/dev/null && $(BIN)/python ci/charts.py
 # Test files run in parallel, each in one process; every process has its own home, head and clusters.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check charts gallery e2e soak helm4 bench bench-cluster lock clean
+.PHONY: demo test check charts docs gallery e2e soak helm4 bench bench-cluster lock clean
 
 demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
@@ -26,6 +26,9 @@ check: $(VENV)/.done
 
 charts: $(VENV)/.done  ## get helm and the dependencies of the chart
 	@$(CHARTS)
+
+docs: $(VENV)/.done  ## build the guide into build/docs and check its links
+	$(BIN)/zensical build --clean --strict
 
 gallery: $(GALLERY)/.done  ## run the jobs of jobs/ with all extras, torch included, in an environment of their own
 	$(GALLERY)/bin/python -m pytest --durations=0 tests/gallery

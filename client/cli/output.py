@@ -275,7 +275,7 @@ def print_result(ended: JobResult) -> None:
 
 @contextmanager
 def progress(title: str, size: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, else nothing.
+    """A bar on a terminal, if there is something to count, else nothing.
 
     Args:
         title: what is going on.
@@ -284,7 +284,7 @@ def progress(title: str, size: int) -> Iterator[Callable[[int], object]]:
     Yields:
         A function that takes the bytes of each step.
     """
-    if not sys.stderr.isatty():
+    if not (size and sys.stderr.isatty()):
         yield lambda _: None
         return
     from rich.console import Console

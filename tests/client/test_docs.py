@@ -1,0 +1,76 @@
+"""The guide and the README: every command that needs no cluster is run, and every other one says why not."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from client.cli.main import cli
+from tests.conftest import ROOT, Cli
+from tests.guide import NOT_RUN, PAGES, blocks, copy_repository, pages, script
+
+README = ROOT / "README.md"
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", pages("run: laptop"), ids=name)
+def test_every_command_for_a_laptop_runs(page: Path, tmp_path: Path) -> None:
+    copy_repository(tmp_path)
+    try:
+        done = subprocess.run(
+            ["bash", "-c", script(page, "run: laptop")], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        )
+    finally:
+        subprocess.run(["ray-workload", "down", "embedded"], cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_is_run_or_says_why_not(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language, f"{block}: a block without a language"
+        if block.language in ("sh", "bash", "shell", "console"):
+            allowed = {"run: laptop", "run: cluster", *(f"not run: {reason}" for reason in NOT_RUN)}
+            assert block.language == "sh" and block.comment in allowed, f"{block}: {block.comment!r}"
+        if block.language in ("yaml", "python") and not block.title:
+            assert block.comment, f"{block}: nothing tests this block"
+
+
+@pytest.mark.parametrize("block", [b for page in PAGES for b in blocks(page) if b.comment == "job file"], ids=str)
+def test_every_job_file_is_valid(block, run: Cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "job.yaml").write_text(block.text)
+    done = run("submit", "--dry-run", "-f", "job.yaml", "--address", "embedded")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_site_is_built_and_every_link_leads_somewhere(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "-o", ".venv/.done", "docs"], cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    site = ROOT / "build/docs"
+    assert (site / "reference/commands.html").exists()
+    # What a reader's browser would load: nothing from another host.
+    for file in site.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*?(?:src|href)="(https?:[^"]+)"', file.read_text())
+        assert not loaded, file
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120
+    linked = set(re.findall(r"\]\(docs/([\w/-]+\.md)", text))
+    assert linked >= {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+
+
+def test_every_command_has_help_and_is_in_the_reference() -> None:
+    reference = (ROOT / "docs/reference/commands.md").read_text()
+    for command_name, command in cli.commands.items():
+        assert command.help and command.help.endswith("."), command_name
+        assert f"## {command_name}\n" in reference
