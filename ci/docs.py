@@ -16,6 +16,7 @@ import click
 import yaml
 
 import client
+from client import errors
 from client.cli.main import PROGRAM, cli
 
 CHART = Path("charts/ray-workload")
@@ -46,10 +47,9 @@ def cell(text: str) -> str:
 def exit_codes() -> Iterator[str]:
     """Yield a table of the errors of the client, by exit code."""
     yield "| code | error | meaning |\n|---|---|---|\n"
-    errors = [found for found in vars(client.errors).values() if inspect.isclass(found)]
-    for error in sorted(errors, key=lambda error: error.exit_code):
-        if error.__module__ == "client.errors":
-            yield f"| {error.exit_code} | `{error.__name__}` | {cell(inspect.getdoc(error).partition(chr(10))[0])} |\n"
+    found = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.ClientError)]
+    for error in sorted(found, key=lambda error: error.exit_code):
+        yield f"| {error.exit_code} | `{error.__name__}` | {(error.__doc__ or '').splitlines()[0]} |\n"
 
 
 def python_api() -> Iterator[str]:
