@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_the_site_is_built_and_every_link_leads_somewhere(tmp_path: Path) -> Non
     for file in site.rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*?(?:src|href)="(https?:[^"]+)"', file.read_text())
         assert not loaded, file
+
+
+def lines_of(picture: Path) -> set[str]:
+    """Return the lines of a recorded session, without what differs from run to run."""
+    texts = re.findall(r'<text .*?y="([\d.]+)".*?>(.*?)</text>', picture.read_text())
+    lines: dict[str, str] = {}
+    for y, text in texts:
+        lines[y] = lines.get(y, "") + text
+    return {re.sub(r"job-\w+|\d+", "N", line) for line in lines.values()}
+
+
+def test_the_recorded_session_is_what_the_commands_print(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "ci/record.py", str(tmp_path / "new.svg")], cwd=ROOT, check=True, timeout=200)
+    recorded = lines_of(ROOT / "docs/img/session.svg")
+    assert len(recorded) > 10 and recorded <= lines_of(tmp_path / "new.svg")
 
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
