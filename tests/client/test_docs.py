@@ -37,10 +37,22 @@ def test_every_command_is_run_or_says_why_not(page: Path) -> None:
     for block in blocks(page):
         assert block.language, f"{block}: a block without a language"
         if block.language in ("sh", "bash", "shell", "console"):
-            allowed = {"run: laptop", "run: cluster", *(f"not run: {reason}" for reason in NOT_RUN)}
+            allowed = {"run: laptop", "run: cluster", "run: gallery", *(f"not run: {reason}" for reason in NOT_RUN)}
             assert block.language == "sh" and block.comment in allowed, f"{block}: {block.comment!r}"
         if block.language in ("yaml", "python") and not block.title:
             assert block.comment, f"{block}: nothing tests this block"
+
+
+def test_the_gallery_is_complete() -> None:
+    text = (ROOT / "docs/jobs.md").read_text()
+    assert set(re.findall(r"^\| `(\S+)` ", text, re.MULTILINE)) == {
+        path.name for path in (ROOT / "jobs").iterdir() if path.is_file()
+    }
+    tests = "".join(path.read_text() for path in (ROOT / "tests/gallery").glob("test_*.py"))
+    for block in blocks(ROOT / "docs/jobs.md"):
+        if block.comment == "run: gallery":
+            (job,) = re.findall(r"^ray-workload submit jobs/(\w+)\.py$", block.text, re.MULTILINE)
+            assert f'submit("{job}"' in tests
 
 
 @pytest.mark.parametrize("block", [b for page in PAGES for b in blocks(page) if b.comment == "job file"], ids=str)
