@@ -142,7 +142,7 @@ def test_workers_scaled_by_hand_survive_with_helm_3(namespace: str) -> None:
     sets.append("head.labels.changed=head")  # and a change that does not affect the worker groups
     upgrade(namespace, *sets, tool=tool)
     stays("workers", lambda: (replicas(namespace), uids(namespace)), (2, before))
-    sets.append("workers.labels.changed=group")  # as the chart's README says
+    sets.append("workers.labels.changed=group")  # as docs/scaling.md says
     upgrade(namespace, *sets, tool=tool)
     assert replicas(namespace) == 1
 
