@@ -1,0 +1,63 @@
+"""Runs the jobs of jobs/ as a user does: as a plain script, and with `submit` on a Ray that `up embedded` keeps."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+Job = Callable[..., "subprocess.CompletedProcess[str]"]
+CLIENT = (sys.executable, "-m", "client")
+
+
+def run(
+    command: tuple[str, ...], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
+) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder where the jobs run: it has a copy of jobs/, and gets their outputs/."""
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    return tmp_path
+
+
+@pytest.fixture
+def job(folder: Path) -> Job:
+    """Return a function that runs `python jobs/NAME.py`, which starts a Ray for itself."""
+
+    def job(
+        name: str, *args: str, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> "subprocess.CompletedProcess[str]":
+        return run((sys.executable, f"jobs/{name}.py", *args), folder, env, timeout)
+
+    return job
+
+
+@pytest.fixture(scope="session")
+def warm(environment: Path) -> Iterator[None]:
+    """A Ray that `up embedded` keeps for all tests."""
+    done = run((*CLIENT, "up", "embedded"), environment)
+    assert done.returncode == 0, done.stderr
+    yield
+    done = run((*CLIENT, "down", "embedded"), environment)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def submit(folder: Path, warm: None) -> Job:
+    """Return a function that runs `ray-workload submit jobs/NAME.py` on the Ray that is kept."""
+
+    def submit(name: str, *args: str, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+        return run((*CLIENT, "submit", f"jobs/{name}.py", *args), folder, timeout=timeout)
+
+    return submit
