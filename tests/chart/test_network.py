@@ -149,6 +149,24 @@ def test_the_service(render: Render) -> None:
         assert (service["spec"]["type"], "nodePort" in str(service)) == (kind, False)
 
 
+def test_serve_and_ray_client(render: Render) -> None:
+    """Each has its port in the Service; only labelled pods, and the addresses of a load balancer, are admitted."""
+    for file, serve, client in (("values.yaml", 8000, 10001), ("custom-ports.yaml", 8001, 10002)):
+        for key, name, number, target in (("serve", "serve", 8000, serve), ("rayClient", "client", 10001, client)):
+            before, after = (render(*FILES[file], values={"api": {key: on}}) for on in (False, True))
+            of_before, of_after = (find(seen, "Service", "ray-api")["spec"]["ports"] for seen in (before, after))
+            assert of_after == [*of_before, {"name": name, "port": number, "targetPort": name}]
+            rule = {"from": CLIENTS[:1], "ports": ports(target)}
+            assert ingress(after, "head") == [*ingress(before, "head"), rule]
+            assert ingress(after, "worker") == ingress(before, "worker")
+    both: dict[str, object] = {"serve": True, "rayClient": True}
+    assert ingress(render(values={"api": both}), "head")[2] == {"from": CLIENTS[:1], "ports": ports(8000, 10001)}
+    balanced = {**both, "type": "LoadBalancer", "sourceRanges": ["10.20.0.0/16"]}
+    addresses = {"ipBlock": {"cidr": "10.20.0.0/16"}}
+    rules = ingress(render(values={"api": balanced}), "head")
+    assert rules[2] == {"from": [*CLIENTS[:1], addresses], "ports": ports(8000, 10001)}
+
+
 def test_ports_agree_with_the_parameters_of_ray_start(render: Render) -> None:
     """The policies, the Service and the operator use the ports that `ray start` gets."""
     cluster = find(render(*FILES["custom-ports.yaml"]), "RayCluster", "ray")["spec"]

@@ -162,6 +162,8 @@ CHANGES: dict[str, tuple[object, Values]] = {
     "serviceAccounts.worker.create": (False, {}),
     "serviceAccounts.worker.name": ("other", {}),
     "serviceAccounts.worker.annotations": ({"a": "b"}, {}),
+    "api.serve": (True, {}),
+    "api.rayClient": (True, {}),
     "api.type": ("LoadBalancer", {}),
     "api.nodePort": (30265, {"api.type": "NodePort"}),
     "api.sourceRanges": (["10.0.0.0/8"], {"api.type": "LoadBalancer"}),
