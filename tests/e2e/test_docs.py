@@ -30,6 +30,9 @@ def kind(repository: Path) -> Iterator[dict[str, str]]:
     config = json.loads(kubectl("config", "view", "--raw", "--flatten", "--minify", "-o", "json").stdout)
     config["contexts"][0]["context"]["cluster"] = config["clusters"][0]["name"] = CONTEXT
     config["contexts"][0]["name"] = config["current-context"] = CONTEXT
+    # As minikube writes it: the client then uses the cluster without an address, as it uses kind's.
+    extension = {"provider": "minikube.sigs.k8s.io"}
+    config["clusters"][0]["cluster"]["extensions"] = [{"name": "cluster_info", "extension": extension}]
     file = repository.parent / "kind.kubeconfig"
     file.touch(mode=0o600)
     file.write_text(json.dumps(config))
