@@ -43,10 +43,10 @@ UPSERT = f"INSERT INTO {NAME} VALUES (%s, %s) ON CONFLICT (number) DO UPDATE SET
 
 
 def url(variable: str, scheme: str) -> str:
-    """Return a server's URL. One that is not valid is not printed, because it has the password."""
+    """Return a server's URL. An error does not show one that is not valid, because it has the password."""
     found = os.environ.get(variable, "")
     if not re.fullmatch(rf"{scheme}://(([^/?#@%]|%[\da-fA-F]{{2}})*@)?[^@]+", found):
-        sys.exit(f"wrong: {variable} is missing or not a valid URL; special characters of a password are %XX in a URL")
+        raise ValueError(f"{variable} is missing or not a valid URL; special characters of a password are %XX in a URL")
     return found
 
 
@@ -54,6 +54,8 @@ def kafka(**more: object) -> dict[str, object]:
     """Return the settings of a Kafka client. Its errors come as exceptions, so it prints no log."""
     names = {setting: "KAFKA_" + setting.upper().replace(".", "_") for setting in KAFKA_SETTINGS}
     found = {setting: os.environ[name] for setting, name in names.items() if name in os.environ}
+    if "bootstrap.servers" not in found:
+        raise ValueError("KAFKA_BOOTSTRAP_SERVERS is missing")
     return {**found, "log_level": 0, **more}
 
 
@@ -69,7 +71,7 @@ def cache() -> Any:
 
 def producer() -> Any:
     """Connect to Kafka, to write each message once even if it has to be sent again."""
-    return confluent_kafka.Producer(kafka(**{"enable.idempotence": True, "message.timeout.ms": 60_000}))
+    return confluent_kafka.Producer(kafka(**{"enable.idempotence": True, "message.timeout.ms": 20_000}))
 
 
 def connection(connect: Callable[[], Any]) -> Any:
@@ -194,9 +196,11 @@ def create_topic() -> int:
 
 
 def prepared(server: str, step: Callable[[], Any]) -> Any:
-    """Return the result of a step, or exit with one line if its server does not answer."""
+    """Return the result of a step, or exit with one line if its server is not known or does not answer."""
     try:
         return step()
+    except ValueError as error:
+        sys.exit(f"wrong: {error}")
     except outages() as error:
         sys.exit(f"wrong: {server} cannot be used: {reason(error)}")
 

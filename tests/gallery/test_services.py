@@ -217,6 +217,11 @@ def test_a_url_that_is_not_valid(job: Job, services: Services, variable: str, pa
     assert_one_line(done, services, f"{variable} is missing or not a valid URL")
 
 
+def test_a_variable_is_missing(job: Job, services: Services) -> None:
+    done = job("platform_services", **(services.env | {"DATABASE_URL": ""}))
+    assert_one_line(done, services, "DATABASE_URL is missing")
+
+
 def test_a_task_is_sent_without_connections(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in services.env.items():
         monkeypatch.setenv(name, value)
