@@ -78,5 +78,10 @@ $(GALLERY)/.done: $(VENV)/.done requirements-jobs.txt
 	$(BIN)/uv pip install -q --python $(GALLERY)/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+# Kafka, of which the tests of jobs/platform_services.py run a broker.
+build/kafka: ci/kafka/pom.xml
+	mvn -q -B -f ci/kafka dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$@
+	touch $@
+
 clean:
 	rm -rf $(VENV) $(GALLERY)
