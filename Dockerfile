@@ -2,8 +2,9 @@
 #
 #     docker build -t ray-workload:dev .
 #
-# BASE_IMAGE can be any Debian image with Python 3.11 and its venv module. Set PIP_INDEX_URL and UV_DEFAULT_INDEX to use
-# a mirror of the package index.
+# EXTRAS adds extras of pyproject.toml, e.g. "train data". UV_TORCH_BACKEND selects a build of torch, e.g. cpu; if it is
+# empty, the build is that of the package index, with CUDA. BASE_IMAGE can be any Debian image with Python 3.11 and its
+# venv module. Set PIP_INDEX_URL and UV_DEFAULT_INDEX to use a mirror of the package index. See docs/images.md.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 
@@ -28,6 +29,16 @@ RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip uninstall -q -y setuptools \
     && /opt/uv/bin/uv pip install -q --python /opt/venv/bin/python --compile-bytecode --require-hashes -r requirements.txt \
     && rm -f /opt/venv/.lock
+
+ARG EXTRAS
+ARG UV_TORCH_BACKEND
+COPY pyproject.toml requirements-jobs.txt ./
+RUN [ -z "$EXTRAS" ] || { \
+        [ -n "$UV_TORCH_BACKEND" ] || unset UV_TORCH_BACKEND; \
+        /opt/uv/bin/uv pip install -q --python /opt/venv/bin/python --compile-bytecode \
+            -c requirements-jobs.txt -r pyproject.toml $(printf -- '--extra %s ' $EXTRAS) \
+        && rm -f /opt/venv/.lock; \
+    }
 
 
 FROM ${BASE_IMAGE}

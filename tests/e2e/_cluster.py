@@ -40,11 +40,11 @@ def started(*command: str) -> Iterator["subprocess.Popen[str]"]:
             process.terminate()
 
 
-def tiny_pod(name: str, where: str, *command: str, labels: dict[str, str] | None = None) -> Object:
-    """Return a pod with the tests' image, so that nothing is pulled; when it is deleted, it ends at once."""
+def tiny_pod(name: str, where: str, *command: str, labels: dict[str, str] | None = None, image: str = IMAGE) -> Object:
+    """Return a pod with an image of the tests, so that nothing is pulled; when it is deleted, it ends at once."""
     container = {
         "name": "main",
-        "image": IMAGE,
+        "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": command or ["sleep", "infinity"],
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
@@ -99,16 +99,16 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def new_cluster(purpose: str, *sets: str, values: Sequence[str] = ()) -> Iterator[Cluster]:
+def new_cluster(purpose: str, *sets: str, values: Sequence[str] = (), image: str = IMAGE) -> Iterator[Cluster]:
     """Install a cluster in a new namespace. Does not wait until Ray is ready."""
     with new_namespace(purpose) as where:
-        yield install(where, *sets, values=values)
+        yield install(where, *sets, values=values, image=image)
 
 
-def install(where: str, *sets: str, values: Sequence[str] = ()) -> Cluster:
-    repository, _, tag = IMAGE.rpartition(":")
-    image = (f"image.repository={repository}", f"image.tag={tag}")
+def install(where: str, *sets: str, values: Sequence[str] = (), image: str = IMAGE) -> Cluster:
+    repository, _, tag = image.rpartition(":")
+    of_image = (f"image.repository={repository}", f"image.tag={tag}")
     files = [part for file in (f"{CHART}/values-local.yaml", *values) for part in ("--values", file)]
-    given = [part for item in (*SMALL, *image, *sets) for part in ("--set", item)]
+    given = [part for item in (*SMALL, *of_image, *sets) for part in ("--set", item)]
     helm("install", "ray", CHART, "-n", where, *files, *given)
     return Cluster(where)
