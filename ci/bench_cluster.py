@@ -17,7 +17,7 @@ from functools import cache, partial
 from typing import Literal, NamedTuple
 
 from ci import bench_chart
-from ci.bench_chart import IMAGE, PLAIN_IMAGE, ROOT, VALUES, Sides, install, measure_install, run, timed
+from ci.bench_chart import IMAGE, JOBS_IMAGE, PLAIN_IMAGE, ROOT, VALUES, Sides, install, measure_install, run, timed
 from ci.bench_client import AT_ONCE, TREE_FILES, TREE_MIB, Client, measure_up
 
 RESULT = ROOT / "build" / "bench-cluster.json"
@@ -42,6 +42,8 @@ TABLES = {
     "The chart and its image": (
         Target("install", "helm install, values-local, to ready", "upstream's two charts, the same image", 0.7),
         Target("hello", "hello job", "the same, image without bytecode", 0.65),
+        Target("jobs-install", "helm install to ready, image with extras", "the same, image without extras", 1.1),
+        Target("jobs-hello", "hello job, image with extras", "the same, image without extras", 1.1),
         Target("template", "helm template, values-local", None, 0.3, "s"),
         Target("imports", "container's start to the end of all imports", "venv + pip install + imports", None, runs=1),
     ),
@@ -69,6 +71,8 @@ def sides(name: str, stack: ExitStack, client: Callable[[], Client]) -> Sides:
     makers: dict[str, Callable[[], Sides]] = {
         "install": lambda: [partial(measure_install, how) for how in (install, bench_chart.install_upstream)],
         "hello": lambda: [stack.enter_context(bench_chart.cluster(image)) for image in (IMAGE, PLAIN_IMAGE)],
+        "jobs-install": lambda: [partial(measure_install, partial(install, image=i)) for i in (JOBS_IMAGE, IMAGE)],
+        "jobs-hello": lambda: [stack.enter_context(bench_chart.cluster(image)) for image in (JOBS_IMAGE, IMAGE)],
         "template": lambda: [lambda: timed(lambda: run(*template))],
         "imports": lambda: [bench_chart.measure_imports, bench_chart.measure_pip],
         "up": lambda: [partial(measure_install, how) for how in (measure_up, install)],
