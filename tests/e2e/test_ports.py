@@ -1,6 +1,5 @@
 """A cluster with custom ports: it uses each of them and no default port; jobs, Serve and `helm test` work."""
 
-import contextlib
 import json
 import shlex
 from base64 import b64decode
@@ -11,7 +10,7 @@ import pytest
 import requests
 
 from tests.e2e._cluster import LISTENING, Cluster, new_cluster, started
-from tests.e2e.conftest import get, helm, unproved, until
+from tests.e2e.conftest import JOBS_IMAGE, get, helm, until
 
 VALUES = "ci/values/custom-ports.yaml"
 HEAD = {"gcs-server": 6380, "dashboard": 8266, "client": 10002, "metrics": 8081, "agent": 52367}
@@ -49,18 +48,6 @@ class App:
 serve.start(http_options={{"host": "0.0.0.0", "port": {SERVE}}})
 serve.run(App.bind())
 """
-# Sends one response in place of Serve, if the image does not have Serve.
-STAND_IN = f"""
-import http.server
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"a stand-in")
-
-http.server.HTTPServer(("", {SERVE}), Handler).handle_request()
-"""
 ASK = """
 import sys, time, urllib.request
 end = time.monotonic() + 30
@@ -77,7 +64,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Cluster]:
-    with new_cluster("ports", values=[VALUES]) as made:
+    with new_cluster("ports", values=[VALUES], image=JOBS_IMAGE) as made:
         made.wait()
         yield made
 
@@ -158,18 +145,8 @@ def test_the_agent_keeps_its_number_at_the_service(api: Api) -> None:
 
 
 def test_serve_answers_on_its_port(ray: Cluster, api: Api) -> None:
-    head, worker = ray.name("head"), ray.name("worker")
-    find = "import importlib.util as u; print(all(map(u.find_spec, ('starlette', 'uvicorn', 'fastapi'))))"
-    has_serve = ray.python(head, find).strip() == "True"
-    with contextlib.ExitStack() as stack:
-        if has_serve:
-            api.run(APP)
-        else:
-            stack.enter_context(started("kubectl", "exec", "-n", ray.namespace, head, "--", "python", "-c", STAND_IN))
-        answer = ray.python(worker, ASK, f"http://ray-head-svc:{SERVE}/").strip()
-    assert answer == ("an app of Serve" if has_serve else "a stand-in")
-    if not has_serve:
-        unproved("the image has no Ray Serve; a server of the test's own answered on its port")
+    api.run(APP)
+    assert ray.python(ray.name("worker"), ASK, f"http://ray-head-svc:{SERVE}/").strip() == "an app of Serve"
 
 
 def test_helm_test_passes(ray: Cluster) -> None:
