@@ -9,7 +9,7 @@ CHARTS := $(BIN)/python ci/helm.py >/dev/null && $(BIN)/python ci/charts.py
 # Test files run in parallel, each in one process; every process has its own home, head and clusters.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check charts gallery e2e soak helm4 bench bench-cluster lock clean
+.PHONY: demo test check messages charts gallery e2e soak helm4 bench bench-cluster lock clean
 
 demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
@@ -23,6 +23,9 @@ check: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python ci/docs.py --check
+
+messages: $(VENV)/.done  ## print every text that the project shows its users
+	@$(BIN)/python ci/messages.py
 
 charts: $(VENV)/.done  ## get helm and the dependencies of the chart
 	@$(CHARTS)
