@@ -23,6 +23,7 @@ check: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python ci/docs.py --check
+	$(BIN)/python -m ci.prose
 
 messages: $(VENV)/.done  ## print every text that the project shows its users
 	@$(BIN)/python ci/messages.py

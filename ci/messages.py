@@ -96,7 +96,8 @@ def in_script(path: Path) -> Iterator[Text]:
     """Yield the texts of a shell script: its quoted strings that are prose."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.startswith("#"):
-            yield from ((number, quoted) for quoted in _QUOTED.findall(line) if prose(quoted))
+            texts = (quoted.replace("\\`", "`") for quoted in _QUOTED.findall(line))
+            yield from ((number, text) for text in texts if prose(text))
 
 
 def in_template(path: Path) -> Iterator[Text]:
@@ -104,7 +105,7 @@ def in_template(path: Path) -> Iterator[Text]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if path.suffix == ".txt":
             text = re.sub(r"\{\{-? *(.*?) *-?\}\}", r"{\1}", line)
-            texts = [] if line.startswith("{{-") else [text]
+            texts = [] if line.startswith(("{{-", "  ")) else [text]  # "  ": a command
         else:
             formatted = _PRINTF.sub(lambda found: f'"{_filled(found[1], found[2])}"', line)
             texts = _QUOTED.findall(formatted)

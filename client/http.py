@@ -23,7 +23,7 @@ Refusal = Callable[[requests.Response], ClientError | None]
 
 @dataclass(frozen=True)
 class Server:
-    """An HTTP server, whom it is trusted as, and who we are to it.
+    """An HTTP server: its address, how it is verified, and how the client identifies itself.
 
     Attributes:
         url: the base of all its paths.

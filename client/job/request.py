@@ -153,7 +153,7 @@ class Request:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What the driver needs for itself, by Ray's names."""
+        """The resources that the driver needs for itself, by Ray's names."""
         named = {"CPU": "entrypoint_num_cpus", "GPU": "entrypoint_num_gpus", "memory": "entrypoint_memory"}
         wanted = {name: self.arguments.get(argument, 0) for name, argument in named.items()}
         return {

@@ -29,7 +29,7 @@ def roots(temp_dir: str, submission_id: str, outputs: str) -> "Iterator[tuple[st
 
 
 def files(root: str, since: int) -> "Iterator[dict[str, Any]]":
-    """What a job left in a folder: regular files, links, and what cannot be read; no bytecode."""
+    """List the files of a job in a folder: regular files, links, and errors of unreadable files; no bytecode."""
     top = os.path.realpath(root)
     failed: list[OSError] = []
     for folder, folders, names in os.walk(top, onerror=failed.append):

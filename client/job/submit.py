@@ -38,7 +38,7 @@ def attach(submission_id: str, address: Address) -> Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a submit would do; `packed` is the size in bytes of its packed upload."""
+    """The plan of a submit, for --dry-run. `packed` is the size in bytes of the packed upload."""
 
     submission: Submission
     upload: Upload

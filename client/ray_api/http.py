@@ -45,7 +45,7 @@ def token_refusal(*, sent: bool, hint: str) -> Refusal:
 
 
 def refused(response: requests.Response) -> ClientError:
-    """The error for an answer of 4xx or 5xx: its last line is the cause, what is above it the server's traceback."""
+    """The error for an answer of 4xx or 5xx. Its last line is the cause; the lines above are the server's traceback."""
     code = response.status_code
     if code in (404, 405, 501):
         return Unreachable(f"{urlsplit(response.url).netloc} has no job API of Ray (it answers {code})", HINT)

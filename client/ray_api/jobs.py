@@ -80,7 +80,7 @@ class RayJobs:
         return total
 
     def used(self) -> dict[str, float]:
-        """What is used of the resources, by name, a few seconds ago; nothing where the autoscaler does not say."""
+        """The resources in use a few seconds ago, by name; empty if the autoscaler does not report them."""
         response = self._http.request("GET", "/nodes?view=summary")
         nodes = self._read(response, lambda data: list((data["data"].get("nodeLogicalResources") or {}).values()))
         used: dict[str, float] = {}

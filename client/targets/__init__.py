@@ -120,7 +120,7 @@ def _configured() -> Address | None:
 
 
 def runtime(address: Address) -> Runtime:
-    """What a job's command line depends on at an address, as far as it is known without asking anybody."""
+    """The properties of an address that a job's command line depends on, as far as they are known without a request."""
     embedded = address.value == "embedded"
     return Runtime(sys.executable, in_place=True, secrets={}) if embedded else Runtime()
 

@@ -102,11 +102,11 @@ class Target(Protocol):
         return None
 
     def out_of_memory(self, since: float, said: str) -> str:
-        """What ran out of memory after a Unix time, and what to raise; "" if that is not known. Ray `said` the rest."""
+        """Say what ran out of memory after a Unix time, and which limit to raise; "" if not known. `said`: by Ray."""
         return ""
 
     def facts(self) -> Mapping[str, object]:
-        """What else `status` shows, by name."""
+        """More lines for `status`, by name."""
         return {}
 
 

@@ -86,7 +86,7 @@ class Listing:
 
 
 def listing(root: Path, excludes: Sequence[str] = (), prefix: str = "") -> Listing:
-    """List the files of a folder that an upload contains. Of the files in it, only ignore files are read.
+    """List the files of a folder that an upload contains. This reads only ignore files.
 
     Args:
         root: the folder.

@@ -72,7 +72,7 @@
   {{- with keys (pick $group "replicas" "minReplicas" "maxReplicas" "numOfHosts" "disabled") }}{{ if hasKey $groups $name }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s: %s is not used: set it in workerGroups.%s instead" $name (join ", " (sortAlpha .)) $name) }}{{ end }}{{ end -}}
 {{- end -}}
 {{- range $name, $group := $groups -}}
-  {{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" $name)) (include "ray-workload.misread" $name) (eq $name "head") }}{{ $found = append $found (printf "workerGroups.%s: the name must have at most 63 characters, contain only a-z, 0-9 and -, not start or end with -, and not be a number, a keyword or head: rename the group" $name) }}{{ end -}}
+  {{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" $name)) (include "ray-workload.misread" $name) (eq $name "head") }}{{ $found = append $found (printf "workerGroups.%s: the name must have at most 63 characters of a-z, 0-9 and -. It cannot start or end with -, or be a number, a keyword or head: rename the group" $name) }}{{ end -}}
   {{- if and $.Values.autoscaling.enabled (gt (int (ternary $group.replicas $group.minReplicas (kindIs "invalid" $group.minReplicas))) (int $group.maxReplicas)) }}{{ $found = append $found (printf "workerGroups.%s: the minimum of the replicas is more than maxReplicas, which is %d: correct one" $name (int $group.maxReplicas)) }}{{ end -}}
   {{- if and $group.spot (not $.Values.spotNodes) }}{{ $found = append $found (printf "workerGroups.%s.spot is true, but spotNodes is empty: set spotNodes to the label of spot nodes" $name) }}{{ end -}}
   {{- range $key, $value := $.Values.spotNodes -}}
