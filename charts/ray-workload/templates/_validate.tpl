@@ -68,7 +68,7 @@
   {{- if ne (toString $default) (toString (get $given.worker $key)) }}{{ $found = append $found (printf "ray-cluster.worker.%s is not used: set it in workers or workerGroups instead" $key) }}{{ end -}}
 {{- end -}}
 {{- range $name, $group := $given.additionalWorkerGroups -}}
-  {{- if and (not (hasKey $groups $name)) (not $group.disabled) }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s is no group of workerGroups: add it there" $name) }}{{ end -}}
+  {{- if and (not (hasKey $groups $name)) (not $group.disabled) }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s is not in workerGroups: add it there" $name) }}{{ end -}}
   {{- with keys (pick $group "replicas" "minReplicas" "maxReplicas" "numOfHosts" "disabled") }}{{ if hasKey $groups $name }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s: %s is not used: set it in workerGroups.%s instead" $name (join ", " (sortAlpha .)) $name) }}{{ end }}{{ end -}}
 {{- end -}}
 {{- range $name, $group := $groups -}}
@@ -85,7 +85,7 @@
 {{- $nodes := append (keys $groups) "head" -}}
 {{- range $name, $secret := .Values.secrets -}}
   {{- if eq (empty $secret.existingSecret) (empty $secret.data) }}{{ $found = append $found (printf "secrets.%s must have either data or existingSecret: set one of them" $name) }}{{ end -}}
-  {{- if hasKey $.Values.volumes $name }}{{ $found = append $found (printf "secrets.%s and volumes.%s have one name: rename one" $name $name) }}{{ end -}}
+  {{- if hasKey $.Values.volumes $name }}{{ $found = append $found (printf "secrets.%s and volumes.%s have the same name: rename one" $name $name) }}{{ end -}}
 {{- end -}}
 {{- range $name, $volume := .Values.volumes -}}
   {{- if ne 1 (len (omit $volume "mountPath" "subPath" "readOnly" "groups")) }}{{ $found = append $found (printf "volumes.%s must have exactly one source: set it, e.g. persistentVolumeClaim: {claimName: NAME}" $name) }}{{ end -}}
