@@ -55,8 +55,8 @@ bench-cluster: $(VENV)/.done  ## measure chart, image and client on the cluster 
 	$(BIN)/python -m ci.bench_cluster
 
 # The locks name no index. They are the same on every machine unless uv's environment variables are set. All have the
-# same versions: those that suit all extras, which requirements-jobs.txt lists. Of torch, that file has the version alone:
-# its builds for CPU and for each CUDA differ in their files and in what they depend on.
+# same versions, which suit all extras; requirements-jobs.txt lists them. For torch, that file has only the version: the
+# builds of torch for CPU and for each CUDA have different files and dependencies.
 lock: $(VENV)/.done  ## refresh the locked requirements
 	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements-jobs.txt
 	awk '/^[a-z]/ {cuda = /^(torch|triton|cuda|nvidia)/} /^torch==/ {print $$1} !cuda' requirements-jobs.txt >build/lock

@@ -1,7 +1,7 @@
 """Print every text that the project shows its users, one a line: `FILE:LINE  TEXT`, with placeholders as {name}.
 
-These are the strings of the client and of the chart's scripts that are prose, its errors with their hints, the first
-lines of its public docstrings (click and `help` show them), and the messages of the chart's templates and of ci's.
+The list has the errors of the client with their hints, all other strings that are prose, and the first lines of public
+docstrings, which click and `help` show. It also has the messages of the chart's scripts and templates, and of ci/kind.
 """
 
 import ast
@@ -16,7 +16,7 @@ SCRIPTS = (ROOT / "ci/kind", ROOT / "ci/upgrade-crds")
 
 Text = tuple[int, str]  # with the number of its line
 _PROSE = re.compile(r"[A-Za-z]{2,}[,:;]? (\{|`|[A-Za-z]+\b)|\} [a-z]{2,}")
-# Shell, patterns, types, headers and YAML are no prose.
+# Strings with shell code, patterns, types, HTTP headers or YAML are not prose.
 _CODE = re.compile(
     r"\$\(|&& |\\[sw(*]|(?:tuple|dict|bytes)[\[\]]|import \w+, |/p\b|Bearer |Path=/|<!doc|\\n *\w+: |^f=\$|\|\^|\[ -d"
 )
@@ -64,7 +64,7 @@ class Messages(ast.NodeVisitor):
         self.errors, self.texts, self._docstrings = errors, list[Text](), set[ast.AST]()
 
     def visit(self, node: ast.AST) -> None:
-        """Collect what a node says; what is joined with others, such as an error and its hint, is one text."""
+        """Collect the text of a node. An error and its hint are one text."""
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             self._docstring(node)
         called = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
