@@ -47,7 +47,7 @@ class Command(WithExamples):
         self._titles = [*dict.fromkeys([*groups, *_GROUPS, _REST])]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write each group, and after --address what is used without it."""
+        """Write each group, and below --address the addresses that are tried without it."""
         found: dict[str, list[tuple[str, str]]] = {title: [] for title in self._titles}
         for param in self.get_params(ctx):
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):

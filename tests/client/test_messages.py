@@ -13,7 +13,7 @@ ERRORS = [name for name, kind in vars(client.errors).items() if isinstance(kind,
 # An error, or the error that a function returns, and the first words of its message; what is in {} is not compared.
 RAISED = re.compile(rf"""\b(?:{"|".join(ERRORS)})\(\s*f?(["'])((?:(?!\1|\{{|\\n).)+)""")
 KNOWN = {
-    "an error and its hint": "there is nothing to run: give a SCRIPT, or -- and a COMMAND",
+    "an error and its hint": "there is nothing to run: specify a SCRIPT, or -- and a COMMAND",
     "an error with a placeholder": "{path} is not a text file",
     "a hint of its own": "if the cluster requires one, put it into the file that RAY_AUTH_TOKEN_PATH names",
     "the help of an option": "Reserve CPUs for the driver itself.",
