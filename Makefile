@@ -14,7 +14,7 @@ PARALLEL := --dist loadfile --no-loadscope-reorder
 demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
 
-test: check  ## set everything up, check style and types, run the tests
+test: check  ## set everything up, check style, types and English, run the tests
 	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) echo "tests/chart is not run";; *) exit 2;; esac; \
 	$(BIN)/python -m pytest $(PARALLEL) -n 4 $$tests
 

@@ -1,6 +1,6 @@
 """Check the English of the pages and of all messages with Vale, by the rules in ci/vale.
 
-Vale is built with Go into build/tools; it needs a C compiler. Without it, the script prints one line and ends.
+Vale is built with Go into build/tools; it needs a C compiler. Without it, the script prints one line and exits with 0.
 """
 
 import re
@@ -25,7 +25,7 @@ def built() -> bool:
 def why_not() -> str:
     """Build Vale if it is not there. Return why that is not possible, or an empty string."""
     if missing := [tool for tool in ("go", "cc") if not built() and not shutil.which(tool)]:
-        return f"{missing[0]} is missing"
+        return f"{missing[0]} is missing, install Go and a C compiler"
     command = f"github.com/vale-cli/vale/v3/cmd/vale@{PINNED}"
     return go_install(f"Vale {PINNED}", TOOLS / "vale", command, f"-X main.version={PINNED}", built, cgo="1")
 
@@ -42,7 +42,7 @@ def findings(*files: str | Path) -> list[str]:
 def main() -> None:
     """Check everything and print each finding with its file and line."""
     if why := why_not():
-        print(f"the English is not checked: {why}; install Go and a C compiler")
+        print(f"the English is not checked: {why}")
         return
     messages = list(gather())
     # A paragraph for each message, with its placeholders as code, so that Vale checks only our words.

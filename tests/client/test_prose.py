@@ -63,4 +63,4 @@ def test_says_so_without_go(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "the English is not checked: go is missing; install Go and a C compiler\n"
+    assert done.stdout == "the English is not checked: go is missing, install Go and a C compiler\n"
