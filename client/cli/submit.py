@@ -233,7 +233,7 @@ def _request(
     from client.job.request import Request, read_yaml
 
     if is_command and not any(words):
-        raise UsageError("the command after -- is empty")
+        raise UsageError("the command after -- is empty", "add one, for example -- python train.py")
     arguments = read_yaml(job_file) if job_file else {}
     flags = {
         "runtime_env": read_yaml(runtime_env) if runtime_env else None,

@@ -145,7 +145,8 @@ def find_files(target: Target, job: JobRecord, patterns: Sequence[str] = (), not
         note(line)
     if unused and not found.failed:
         if not patterns:
-            raise ClientError(f"no running pod has files of job {job.submission_id}")
+            what = f"no running pod has files of job {job.submission_id}"
+            raise ClientError(what, "set `outputs` in the chart's values to keep results after a pod has ended")
         what = f"no file of job {job.submission_id} matches {shlex.join(map(printable, sorted(unused)))}"
         raise ClientError(what, f"`fetch {job.submission_id}` gets all files of the job")
     return found

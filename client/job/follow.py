@@ -180,7 +180,7 @@ class _Follower:
             state = f"connection lost for {lost:.0f} s, job {self.id} may still be running"
             if job and job.finished:
                 state = f"job {self.id} ended {job.status}, but its log cannot be read past byte {self.offset}"
-            raise ContactLost(f"{state} ({error})") from error
+            raise ContactLost(f"{state} ({error})", f"`status {self.id}` shows its state") from error
         self._note_once("lost", f"connection lost, retrying ({error})")
         self.contact += self._wait_for_head()
 
@@ -192,7 +192,8 @@ class _Follower:
         try:
             self.target.wait_ready(lambda line: self._note_once(line, line), _RETURN_SECONDS)
         except (TimedOut, NotFound) as error:
-            raise ContactLost(f"connection lost, job {self.id} may still be running ({error})") from error
+            what = f"connection lost, job {self.id} may still be running ({error})"
+            raise ContactLost(what, f"`status {self.id}` shows its state") from error
         except ClientError:
             return 0.0  # the cluster's own API does not answer either
         return time.monotonic() - began
