@@ -9,12 +9,12 @@ CHARTS := $(BIN)/python ci/helm.py >/dev/null && $(BIN)/python ci/charts.py
 # Test files run in parallel, each in one process; every process has its own home, head and clusters.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check charts docs gallery e2e soak helm4 bench bench-cluster lock clean
+.PHONY: demo test check messages charts docs gallery e2e soak helm4 bench bench-cluster lock clean
 
 demo: $(VENV)/.done  ## set everything up and run the main example
 	$(BIN)/python -m client submit jobs/simple_job.py
 
-test: check  ## set everything up, check style and types, run the tests
+test: check  ## set everything up, check style, types and English, run the tests
 	@tests=tests/client; { $(CHARTS); }; case $$? in 0) tests="$$tests tests/chart";; 1) echo "tests/chart is not run";; *) exit 2;; esac; \
 	$(BIN)/python -m pytest $(PARALLEL) -n 4 $$tests
 
@@ -23,6 +23,10 @@ check: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python ci/docs.py --check
+	$(BIN)/python -m ci.prose
+
+messages: $(VENV)/.done  ## print every text that the project shows its users
+	@$(BIN)/python ci/messages.py
 
 charts: $(VENV)/.done  ## get helm and the dependencies of the chart
 	@$(CHARTS)
@@ -54,8 +58,8 @@ bench-cluster: $(VENV)/.done  ## measure chart, image and client on the cluster 
 	$(BIN)/python -m ci.bench_cluster
 
 # The locks name no index. They are the same on every machine unless uv's environment variables are set. All have the
-# same versions: those that suit all extras, which requirements-jobs.txt lists. Of torch, that file has the version alone:
-# its builds for CPU and for each CUDA differ in their files and in what they depend on.
+# same versions, which suit all extras; requirements-jobs.txt lists them. For torch, that file has only the version: the
+# builds of torch for CPU and for each CUDA have different files and dependencies.
 lock: $(VENV)/.done  ## refresh the locked requirements
 	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements-jobs.txt
 	awk '/^[a-z]/ {cuda = /^(torch|triton|cuda|nvidia)/} /^torch==/ {print $$1} !cuda' requirements-jobs.txt >build/lock

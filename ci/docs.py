@@ -81,7 +81,7 @@ def text_of(docstring: str | None) -> str:
     for line in (docstring or "").splitlines():
         if header := re.fullmatch(r"(Args|Attributes|Returns|Raises):", line):
             section = header[1]
-            lines += [f"**{section}**", ""]
+            lines += [f"**{section.replace('Args', 'Arguments')}**", ""]
         elif section in ("Args", "Attributes", "Raises") and (item := re.fullmatch(r"    (\S+): (.*)", line)):
             lines.append(f"- `{item[1]}`: {item[2]}")
         else:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent.parent / "build" / "tools"
@@ -21,10 +22,11 @@ KUBE = [
 PINNED = {"3": ("helm", "v3.22.0", KUBE), "4": ("helm4", "v4.3.1", [])}
 
 
-def version(helm: str | Path) -> str:
-    """Return the version that a helm reports, or an empty string."""
+def version(tool: str | Path, *arguments: str) -> str:
+    """Return what a tool reports as its version, or an empty string."""
+    command = [tool, *(arguments or ("version", "--short"))]
     try:
-        said = subprocess.run([helm, "version", "--short"], capture_output=True, text=True, timeout=60, check=False)
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return said.stdout.strip()
@@ -34,6 +36,31 @@ def on_path() -> str | None:
     """Return the user's own helm."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return shutil.which("helm", path=os.pathsep.join(f for f in folders if Path(f).absolute() != TOOLS))
+
+
+def go_install(name: str, tool: Path, command: str, link: str, is_built: Callable[[], bool], cgo: str = "0") -> str:
+    """Build a tool with Go unless it is built. Return why that failed, or an empty string."""
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    lock = os.open(TOOLS, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # of concurrent runs, only one builds
+    try:
+        if is_built():
+            return ""
+        for left in TOOLS.glob(".new*"):  # left by a killed build
+            shutil.rmtree(left)
+        print(f"building {name} with Go; this takes a few minutes", file=sys.stderr)
+        kept = {k: v for k, v in os.environ.items() if k not in ("GOOS", "GOARCH")}
+        with tempfile.TemporaryDirectory(prefix=".new", dir=TOOLS) as new:
+            env = {**kept, "GOBIN": new, "CGO_ENABLED": cgo}
+            go = ["go", "install", "-ldflags", f"-s -w {link}", command]
+            built = subprocess.run(go, cwd=new, env=env, capture_output=True, text=True, check=False)
+            if built.returncode:
+                why = (built.stderr.strip() or f"exit code {built.returncode}").splitlines()[-1].strip()
+                return f"go install: {why}"
+            os.replace(next(Path(new).iterdir()), tool)
+        return ""
+    finally:
+        os.close(lock)
 
 
 def build(major: str) -> Path:
@@ -46,25 +73,11 @@ def build(major: str) -> Path:
         sys.exit(
             "helm is missing, so there is no chart and no tests of it: install Helm 3 or 4 (https://helm.sh), or Go"
         )
-    TOOLS.mkdir(parents=True, exist_ok=True)
-    lock = os.open(TOOLS, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # of concurrent runs, only one builds
-    if version(tool) == pinned:
-        return tool
-    for left in TOOLS.glob(".new*"):  # left by a killed build
-        shutil.rmtree(left)
-    print(f"building Helm {pinned} with Go; this takes a few minutes", file=sys.stderr)
     package = f"helm.sh/helm/v{major}"
-    link = " ".join(["-s -w", f"-X {package}/internal/version.version={pinned}", *flags])
-    kept = {k: v for k, v in os.environ.items() if k not in ("GOOS", "GOARCH")}
-    with tempfile.TemporaryDirectory(prefix=".new", dir=TOOLS) as new:
-        command = ["go", "install", "-ldflags", link, f"{package}/cmd/helm@{pinned}"]
-        env = {**kept, "GOBIN": new, "CGO_ENABLED": "0"}
-        built = subprocess.run(command, cwd=new, env=env, capture_output=True, text=True, check=False)
-        if built.returncode:
-            why = (built.stderr.strip() or f"exit code {built.returncode}").splitlines()[-1].strip()
-            sys.exit(f"helm could not be built: go install: {why}; install Helm 3 or 4 (https://helm.sh)")
-        os.replace(Path(new, "helm"), tool)
+    link = " ".join([f"-X {package}/internal/version.version={pinned}", *flags])
+    command = f"{package}/cmd/helm@{pinned}"
+    if why := go_install(f"Helm {pinned}", tool, command, link, lambda: version(tool) == pinned):
+        sys.exit(f"helm could not be built: {why}; install Helm 3 or 4 (https://helm.sh)")
     return tool
 
 

@@ -3,7 +3,7 @@
 ClientError              1    the request was refused, or cannot be carried out
 ├── JobNotFound          1    the server knows no job of this id
 ├── ServerFailed         1    the server failed while it handled a request
-├── HelmFailed           1    helm did not do it
+├── HelmFailed           1    helm failed
 ├── HookStuck            1    a hook of the chart does not start
 ├── UsageError           2    the command, a file it names or a value is wrong
 ├── Unreachable         69    nothing usable answers at the address
@@ -16,7 +16,7 @@ ClientError              1    the request was refused, or cannot be carried out
 ├── TimedOut           124    a wait ran out
 └── Detached           130    Ctrl-C or SIGTERM
 
-A job's own end is no error of the client: `client.ray_api.record.JobResult` has its exit code.
+A job that fails is no error of the client: `client.ray_api.record.JobResult` has its exit code.
 """
 
 from typing import ClassVar

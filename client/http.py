@@ -23,12 +23,12 @@ Refusal = Callable[[requests.Response], ClientError | None]
 
 @dataclass(frozen=True)
 class Server:
-    """An HTTP server, whom it is trusted as, and who we are to it.
+    """An HTTP server: its address, how it is verified, and how the client identifies itself.
 
     Attributes:
         url: the base of all its paths.
         headers: sent with every request; may hold a token.
-        auth: adds to every request what changes with time.
+        auth: adds credentials that expire to every request.
         tls: what to trust, and our own certificate; None trusts what the system or REQUESTS_CA_BUNDLE says.
         server_name: the name in the server's certificate, if not the URL's host.
         proxy: the URL of a proxy on the way; None takes the environment's, "" none at all.
@@ -43,7 +43,7 @@ class Server:
 
 
 def is_token(text: str) -> bool:
-    """Whether it can be sent in a header: the library that sends it would print what cannot."""
+    """Whether a token can be sent in a header: in its error, the HTTP library would print one that cannot."""
     return text.isascii() and text.isprintable()
 
 
@@ -51,7 +51,7 @@ class Http:
     """Sends requests to one server."""
 
     def __init__(self, server: Server, *refusals: Refusal) -> None:
-        """Make no request yet. Each refusal may turn an answer of 400 and above into an error; the first does."""
+        """Make no request yet. Each refusal can turn an answer of 400 or above into an error; the first one wins."""
         self.server = server
         self.session = _session(server)
         self._refusals = refusals
@@ -93,14 +93,14 @@ class Http:
             raise Unreachable(f"the certificate of {base} is not trusted ({reason(error)})", hint) from error
         except requests.RequestException as error:
             raise Unreachable(f"{base} does not answer ({reason(error)})", "check the address") from error
-        if response.is_redirect:  # followed, a POST would arrive as a GET
+        if response.is_redirect:  # not followed: a POST would arrive as a GET
             there = "{0.scheme}://{0.netloc}".format(urlsplit(urljoin(url, response.headers["location"])))
-            raise Unreachable(f"{base} redirects to {there}", "log in there first, or give that address")
+            raise Unreachable(f"{base} redirects to {there}", "log in there first, or use that address")
         if refused:
             raise refused
         host = urlsplit(url).netloc
         if response.status_code in (401, 403):
-            raise NotAuthorised(f"{host} answers {response.status_code}, and that is not Ray", "log in there first")
+            raise NotAuthorised(f"{host} answers {response.status_code}, but it is not Ray", "log in there first")
         if response.status_code in (429, 502, 503, 504):
             raise Unreachable(f"{base} answers {response.status_code}", "try again in a moment")
         return response
@@ -111,7 +111,7 @@ class Http:
 
 
 def _session(server: Server) -> requests.Session:
-    """A session that takes nothing from the environment unseen: a .netrc would replace the token."""
+    """A session that ignores the environment: a .netrc would replace the token."""
     session = requests.Session()
     session.trust_env = False
     session.headers.update(server.headers)
@@ -142,7 +142,7 @@ def _ca_bundle() -> str | None:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if path := os.environ.get(name):
             if not os.path.exists(path):
-                raise UsageError(f"{name} names {path}, which does not exist", "name the CA file, or unset it")
+                raise UsageError(f"{name} names {path}, which does not exist", "set it to the CA file, or unset it")
             return path
     return None
 
@@ -166,7 +166,7 @@ class _Pinned(requests.adapters.HTTPAdapter):
         self._pools(self.poolmanager)
 
     def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-        """Use it for those through a proxy, too."""
+        """Use the context for connections through a proxy, too."""
         return self._pools(super().proxy_manager_for(*args, **options | self._tls))
 
     def cert_verify(self, *_: Any) -> None:
@@ -199,6 +199,6 @@ def reason(error: BaseException) -> str:
 
 
 def was_sent(error: BaseException) -> bool:
-    """Whether a request that failed may have arrived: not where no connection was made."""
+    """Whether a failed request may have reached the server; not if there was no connection."""
     never = NotReady | NewConnectionError | ConnectTimeoutError
     return not any(isinstance(cause, never) for cause in _causes(error))

@@ -25,7 +25,9 @@ RELEASE = "ray"
 _CLONE = Path(__file__).resolve().parents[2]
 _CHART = _CLONE / "charts" / "ray-workload"
 _WATCH_SECONDS = 0.5
-_UNINSTALL_SECONDS = 3600  # the chart's own cleanup.timeoutSeconds ends it; where the hook does not start, we do
+_UNINSTALL_SECONDS = (
+    3600  # cleanup.timeoutSeconds of the chart ends the hook; if it does not start, the client stops waiting
+)
 
 # How helm reports wrong values: its own parser, a schema, our templates, the API server.
 _BAD_VALUES = re.compile(
@@ -56,7 +58,7 @@ def find_chart(given: str | None, files: Sequence[str]) -> str:
     """
     if missing := next((f for f in files if "://" not in f and not Path(f).is_file()), None):
         raise UsageError(f"-f {missing}: there is no such file", "check the path")
-    hint = "give --chart a folder like charts/ray-workload of a clone, an archive (.tgz), or oci://HOST/PATH"
+    hint = "use --chart with a folder like charts/ray-workload of a clone, an archive (.tgz), or oci://HOST/PATH"
     if given and "://" in given:
         if not given.startswith("oci://"):
             raise UsageError(f"--chart {given} is not an OCI URL", hint)
@@ -128,7 +130,9 @@ class Helm:
             async with self._folder(chart) as folder:
                 values = folder / f"values-{target}.yaml"
                 if not values.is_file():
-                    raise UsageError(f"the chart {chart} has no {values.name}", f"`up {target}` needs one that has it")
+                    raise UsageError(
+                        f"the chart {chart} has no {values.name}", f"`up {target}` needs a chart that has it"
+                    )
                 arguments = [part for file in (str(values), *files) for part in ("--values", file)]
                 client = self._client([*arguments, *(part for item in sets for part in ("--set", item))])
                 try:
@@ -155,7 +159,7 @@ class Helm:
         return self._run(work())
 
     def uninstall(self, watch: Watch, *, hooks: bool = True) -> None:
-        """Remove the release and wait until its objects are gone. It is no error where it does not exist.
+        """Remove the release and wait until its objects are gone. A release that does not exist is no error.
 
         Args:
             watch: as in `install`.
@@ -184,7 +188,7 @@ class Helm:
             raise self._error(error.stderr.decode(errors="replace")) from error
 
     def _error(self, output: str) -> ClientError:
-        """What helm wrote on stderr, as one of our errors; several mistakes are a list."""
+        """Turn helm's stderr into an error of the client; several mistakes become a list."""
         text = re.sub(r"\n*Use --debug flag.*", "", output[max(output.find("Error: "), 0) :].strip(), flags=re.DOTALL)
         text = re.sub(r"^(Error: )?(\w+ FAILED: )?(execution error at \(.*?\): )?", "", text)
         message = " ".join(text.split()) or "it failed without a message"
@@ -226,7 +230,7 @@ class Helm:
                     shutil.unpack_archive(chart, folder, filter="data")
                     metadata = next(Path(folder).glob("*/Chart.yaml"))
                 except (shutil.ReadError, tarfile.TarError, OSError, EOFError, StopIteration) as error:
-                    hint = "give a .tgz that `helm package` made"
+                    hint = "use a .tgz that `helm package` made"
                     raise UsageError(f"{chart} is not the archive of a chart", hint) from error
                 yield metadata.parent
 

@@ -42,7 +42,7 @@ class Release:
             seconds: how long.
 
         Raises:
-            TimedOut: it is not ready, and why. Nothing is removed.
+            TimedOut: the release is not ready; the message says why. Nothing is removed.
         """
         cluster = self._cluster()
 
@@ -54,7 +54,7 @@ class Release:
             return "replacing pods that never started" if outdated else self._why_not_ready(found, pods)
 
         if reason := wait(why, seconds, lambda reason: note(f"waiting for {cluster}: {reason}")):
-            hint = "nothing was removed, run `up` again to continue"
+            hint = "nothing was removed; run `up` again to continue"
             raise TimedOut(f"{cluster} is not ready in time: {reason}", hint)
 
     def _why_not_ready(self, found: Object, pods: list[Object]) -> str:
@@ -97,7 +97,7 @@ class Release:
         return ""
 
     def why_hook_waits(self) -> str:
-        """Why the pod of a hook that helm runs has not started, or "" where none waits."""
+        """Why the pod of a hook that helm runs has not started, or "" if none waits."""
         for job in self.api.list(f"/apis/batch/v1/namespaces/{self.namespace}/jobs?{self.selector}"):
             name = job["metadata"]["name"]
             pods = self.api.list(f"{self.core}/pods?labelSelector=job-name%3D{name}")

@@ -1,4 +1,4 @@
-"""What remains of a release: ended in an order in which nothing hangs, and looked for when helm is done."""
+"""The remains of a release: deleted in an order that does not hang, and searched for when helm is done."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Remnant(NamedTuple):
 
 
 class Remains:
-    """The objects with a release's label: in its namespace, and outside where they name that namespace."""
+    """The objects with a release's label: in its namespace, and outside if they name that namespace."""
 
     def __init__(self, release: Release) -> None:
         """Make no request yet."""
@@ -46,7 +46,7 @@ class Remains:
         self._end([*services, *self._labelled("RayJob", f"{self._ray}/rayjobs")], note)
 
     def end_cluster(self, note: Note) -> None:
-        """Delete the cluster and the RayJobs that select it, where the chart's cleanup hook cannot.
+        """Delete the cluster and the RayJobs that select it, if the chart's cleanup hook cannot.
 
         `cleanup` in the chart's files/hooks.py deletes the same objects. They share no code: that file runs alone in
         a pod of the Ray image, and the release may come from a chart that is not on this machine.
@@ -65,10 +65,12 @@ class Remains:
     def _end(self, remnants: list[Remnant], note: Note) -> None:
         if remaining := self._delete(remnants, remnants, note, _OPERATOR_SECONDS):
             names = ", ".join(map(str, remaining))
-            raise TimedOut(f"{names} did not end in {_OPERATOR_SECONDS:g} s", "check that a KubeRay operator runs")
+            raise TimedOut(
+                f"{names} did not end in {_OPERATOR_SECONDS:g} s", "check that a KubeRay operator is running"
+            )
 
     def remove(self, remnants: list[Remnant], note: Note, seconds: float) -> list[Remnant]:
-        """Wait until all is gone; hooks and volume claims are deleted, which nobody else does.
+        """Wait until all objects are gone. Deletes hooks and volume claims, because nothing else does.
 
         Args:
             remnants: what is to be gone.
@@ -76,7 +78,7 @@ class Remains:
             seconds: how long.
 
         Returns:
-            What exists all the same.
+            The objects that still exist.
         """
         return self._delete([r for r in remnants if r.hook or r.is_claim], remnants, note, seconds)
 

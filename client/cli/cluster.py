@@ -73,5 +73,5 @@ def log_in(target: str, context: str | None) -> "Login":
             kind = "a local cluster (`ci/kind create` makes one)" if target == "local" else "known to be on GKE"
             raise UsageError(f"{current} is not {kind}", "name the cluster with --context")
         note(f"using the current context, {login.context}")
-    Api(login).get("/version")  # whatever a login may do, it may see this: the error is better than helm's
+    Api(login).get("/version")  # every login may read this, and its error is clearer than helm's
     return login

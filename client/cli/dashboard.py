@@ -37,7 +37,7 @@ def dashboard(address: str | None, no_open: bool) -> None:
 
 
 def _tunnel(port: int) -> str | None:
-    """The command that brings a port of this machine to the one that the user came from by SSH."""
+    """The ssh command that forwards a port of this machine to the machine that the user logged in from."""
     from client.job.submission import user
 
     match os.environ.get("SSH_CONNECTION", "").split():

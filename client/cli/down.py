@@ -24,10 +24,10 @@ _REMAINS_SECONDS = 120.0  # for what Kubernetes itself removes after a release
 @namespace_option
 @context_option
 @click.option("--purge", is_flag=True, help="Also delete the release's volume claims and the data in them.")
-@click.option("--yes", is_flag=True, help="Do not ask first. Needed for local and gke where there is no terminal.")
+@click.option("--yes", is_flag=True, help="Do not ask first. Required for local and gke if there is no terminal.")
 @click.pass_context
 def down(ctx: click.Context, /, target: str, namespace: str, context: str | None, purge: bool, yes: bool) -> None:
-    """Stop the Ray that `up` started, with its jobs, and remove all that `up` made and nothing else."""
+    """Stop the Ray that `up` started, with its jobs, and remove only what `up` created."""
     from client.cli.output import note
 
     if target == "embedded":
@@ -75,7 +75,7 @@ def down(ctx: click.Context, /, target: str, namespace: str, context: str | None
 
 
 def _running_jobs(address: str) -> str:
-    """How many jobs a cluster runs, for the question, or "" where it does not say."""
+    """The number of running jobs, for the question; "" if the cluster does not report it."""
     from client.ray_api.jobs import RayJobs
     from client.targets.kubernetes import connect
 
@@ -86,7 +86,7 @@ def _running_jobs(address: str) -> str:
 
 
 def _uninstall(helm: "Helm", release: "Release", remains: "Remains", show: "Note") -> None:
-    """Uninstall with the chart's cleanup hook, or where that cannot run (its image is gone), without."""
+    """Uninstall with the chart's cleanup hook; without it, if it cannot run (its image is gone)."""
     from client.cli.output import note
 
     def watch() -> None:
@@ -102,6 +102,6 @@ def _uninstall(helm: "Helm", release: "Release", remains: "Remains", show: "Note
     try:
         helm.uninstall(watch_hook)
     except (HelmFailed, HookStuck) as error:
-        note(f"the chart's own cleanup failed ({error}): cleaning up from here")
+        note(f"the chart's cleanup failed ({error}): the client removes the cluster itself")
         remains.end_cluster(show)
         helm.uninstall(watch, hooks=False)

@@ -13,7 +13,9 @@ from client.cli.options import address_option, choose, no_cluster
     context_settings={"allow_interspersed_args": False},
 )
 @address_option
-@click.option("--worker", type=click.IntRange(min=0), metavar="N", help="Use worker N, counted from 0, not the head.")
+@click.option(
+    "--worker", type=click.IntRange(min=0), metavar="N", help="Use worker N instead of the head. The first worker is 0."
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
 @click.pass_context
 def exec_command(ctx: click.Context, address: str | None, worker: int | None, command: tuple[str, ...]) -> None:

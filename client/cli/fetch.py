@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("submission_id", metavar="ID")
 @click.argument("patterns", nargs=-1, metavar="[PATH...]")
 def fetch(address: str | None, to: str | None, submission_id: str, patterns: tuple[str, ...]) -> None:
-    """Get the files that a job wrote from all pods of its cluster, or those that a PATH or pattern names."""
+    """Get the files that a job wrote, from all pods of its cluster. A PATH or pattern selects files."""
     from client.ray_api.jobs import RayJobs
 
     with sigterm_interrupts(), opened(address) as (target, _):
@@ -49,7 +49,8 @@ def fetch_files(
     from client.upload.problems import printable
 
     if target.runtime.in_place:
-        where = output.outputs(job, in_place=True) or "where it wrote them"
+        outputs = output.outputs(job, in_place=True)
+        where = f"in {outputs}" if outputs else "where it wrote them"
         output.note(f"nothing to fetch: job {job.submission_id} ran on this machine; its files are {where}")
         return
     fetched: list[str] = []

@@ -11,9 +11,9 @@ _GROUPS = {
 }
 _REST = "Options"
 _ADDRESSES = (
-    "Without --address, the first of: RAY_WORKLOAD_ADDRESS; an http(s) RAY_ADDRESS; `address` under "
-    "[tool.ray-workload] in the nearest pyproject.toml; a Ray kept by `up embedded`; a RayCluster of the Kubernetes "
-    "around this pod or on this machine; a new Ray (`submit` only)."
+    "Without --address, the client tries, in this order: RAY_WORKLOAD_ADDRESS, an http(s) RAY_ADDRESS, and `address` "
+    "under [tool.ray-workload] in the nearest pyproject.toml file. Then it looks for a Ray kept by `up embedded`, and "
+    "for a RayCluster in the Kubernetes of this pod or on this machine. If there is none, `submit` starts a new Ray."
 )
 
 
@@ -30,7 +30,7 @@ class WithExamples(click.Command):
         self._examples = examples
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples, then the epilog."""
+        """Write the examples, then the text of click."""
         with formatter.section("Examples"):
             for example in self._examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{ctx.find_root().info_name} {example}\n")
@@ -47,7 +47,7 @@ class Command(WithExamples):
         self._titles = [*dict.fromkeys([*groups, *_GROUPS, _REST])]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write each group, and after --address what is used without it."""
+        """Write each group, and below --address the addresses that are tried without it."""
         found: dict[str, list[tuple[str, str]]] = {title: [] for title in self._titles}
         for param in self.get_params(ctx):
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):

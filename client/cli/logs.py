@@ -19,7 +19,7 @@ from client.cli.options import address_option, opened
     "file",
     metavar="FILE",
     shell_complete=complete_files,
-    help="Write the log to a file, which appears once it is whole.",
+    help="Write the log to a file, which is created when the log is complete.",
 )
 @click.argument("submission_id", metavar="ID")
 @click.pass_context

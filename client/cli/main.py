@@ -37,7 +37,7 @@ _COMPLETION = {
 
 class _Cli(WithExamples, click.Group):
     def invoke(self, ctx: click.Context) -> Any:
-        """Exit with a code of its own when the reader of our output has left; click would make it 1."""
+        """Exit with a code of its own if the reader of the output has exited; click would exit with 1."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -49,7 +49,7 @@ class _Cli(WithExamples, click.Group):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, and how the shell learns to complete commands."""
         super().format_epilog(ctx, formatter)
-        with formatter.section("Shell completion, a line for the startup file"):
+        with formatter.section("Shell completion: add the line to your shell's startup file"):
             for shell, line in _COMPLETION.items():
                 formatter.write(f"{'':>{formatter.current_indent}}{shell:<6}{line}\n")
 
@@ -110,7 +110,7 @@ def main() -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exit without taking the interpreter apart: with Ray imported that takes 0.15 s, and nothing is left to do."""
+    """Exit without the interpreter's cleanup: with Ray imported it takes 0.15 s, and nothing needs it."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed, or not there at all
             stream.flush()

@@ -32,7 +32,7 @@ output_option = click.option(
     default="text",
     callback=_use_json,
     is_eager=True,  # so that an error in another option is JSON too
-    help="json: print JSON alone on stdout, everything else on stderr.",
+    help="json: print only JSON on stdout, and everything else on stderr.",
 )
 
 
@@ -42,7 +42,7 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it."""
+        """Convert the text to seconds."""
         read = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
         if not read:
             self.fail(f"{value!r} is not a duration like 90s, 15m or 2h", param, ctx)
@@ -50,7 +50,7 @@ class Duration(click.ParamType[float]):
 
 
 def choose(address: str | None) -> "Address":
-    """Resolve --address, and warn where that is not sure.
+    """Resolve --address, and print its warning, if there is one.
 
     Args:
         address: the user's own.
@@ -65,14 +65,14 @@ def choose(address: str | None) -> "Address":
 
 
 def no_cluster(what: str, chosen: "Address") -> UsageError:
-    """The error for what needs a RayCluster at another kind of address."""
+    """The error for a command that needs a RayCluster, at another kind of address."""
     what = f"{what} needs a RayCluster, and the address is {chosen.value} ({chosen.source})"
-    return UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
+    return UsageError(what, "use --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
 
 
 @contextmanager
 def opened(address: str | None) -> Iterator[tuple["Target", "Address"]]:
-    """Connect to --address, and say which cluster is used where the command line does not.
+    """Connect to --address, and say which cluster is used, unless the command line names it.
 
     Args:
         address: the user's own.
@@ -94,7 +94,7 @@ def opened(address: str | None) -> Iterator[tuple["Target", "Address"]]:
 
 
 def note_url(target: "Target") -> None:
-    """With --debug, say where requests go."""
+    """With --debug, print the URL that requests go to."""
     from client.cli.output import note
 
     if click.get_current_context().find_root().obj["debug"]:

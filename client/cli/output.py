@@ -19,12 +19,12 @@ from client.ray_api.record import JobRecord, JobResult
 from client.streams import reported, write_all
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
-_WAITED_SECONDS = 5.0  # a wait for the driver's start that is worth a word
+_WAITED_SECONDS = 5.0  # a longer wait for the driver's start is mentioned
 
 
 def note(line: str) -> None:
     """Tell the user what is going on."""
-    with suppress(OSError):  # a full disk there is no reason to abandon the job
+    with suppress(OSError):  # a full disk under stderr must not end the job
         click.secho(f"ray-workload: {line}", err=True, dim=True)
 
 
@@ -35,13 +35,13 @@ def error(line: str) -> None:
 
 
 def close_stdout() -> None:
-    """Send what follows nowhere, the interpreter's own flush included."""
+    """Discard all further output, also what the interpreter flushes at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _stdout() -> Iterator[None]:
-    """Report a failed write, and let nothing follow it."""
+    """Raise OutputLost after a failed write, and discard what follows."""
     try:
         with reported():
             yield
@@ -52,7 +52,7 @@ def _stdout() -> Iterator[None]:
 
 @contextmanager
 def stdout_to(file: str) -> Iterator[None]:
-    """Send stdout to a file that appears once the command is done; what it was before stays until then.
+    """Write stdout to a file, which is created or replaced when the command is done.
 
     Raises:
         UsageError: the file cannot be written.
@@ -60,12 +60,12 @@ def stdout_to(file: str) -> Iterator[None]:
     path, whole = os.path.realpath(file), False
     partial = f"{path}.part"
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UsageError(f"cannot write {file}: not a regular file", "give another one")
+        raise UsageError(f"cannot write {file}: not a regular file", "use another file")
     try:
         with open(partial, "wb") as opened:
             os.dup2(opened.fileno(), sys.stdout.fileno())
     except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}", "give another one") from error
+        raise UsageError(f"cannot write {file}: {error.strerror}", "use another file") from error
     try:
         yield
         whole = True
@@ -77,7 +77,7 @@ def stdout_to(file: str) -> Iterator[None]:
 
 
 def print_line(line: str) -> None:
-    """Print a line that was asked for."""
+    """Print a line of the result."""
     with _stdout():
         click.echo(line)
 
@@ -88,18 +88,18 @@ def print_json(data: Any) -> None:
 
 
 class Sink:
-    """Where a log's bytes go, unchanged.
+    """Writes the bytes of a log, unchanged.
 
-    A thread writes them, so that Ctrl-C gets through while a pager or a full pipe accepts no more. Each chunk is
-    written once, whenever Ctrl-C comes.
+    A thread writes them, so that Ctrl-C works while a pager or a full pipe blocks. Each chunk is written once, even
+    if Ctrl-C interrupts the caller.
     """
 
     def __init__(self, *, to_stderr: bool, offset: int = 0) -> None:
         """Choose the stream.
 
         Args:
-            to_stderr: leave stdout to the JSON.
-            offset: of the first byte.
+            to_stderr: write to stderr, because stdout is for JSON.
+            offset: the position of the first byte in the log.
         """
         stream = sys.stderr if to_stderr else sys.stdout
         stream.flush()
@@ -111,13 +111,13 @@ class Sink:
 
     @property
     def offset(self) -> int:
-        """The first byte of the log that was not given to `write`."""
+        """The position in the log after the last byte that was given to `write`."""
         with self._changed:
             return self._written + sum(map(len, self._chunks))
 
     def write(self, data: bytes) -> None:
         """Pass bytes on, and wait until they are written."""
-        self._chunks.append(data)  # one step: Ctrl-C comes before it or after it
+        self._chunks.append(data)  # atomic: Ctrl-C comes before it or after it
         self.flush()
 
     def flush(self) -> None:
@@ -149,7 +149,7 @@ class Sink:
 
 
 def job_data(job: JobRecord) -> dict[str, Any]:
-    """A job as `-o json` shows it. Times are Unix time in milliseconds, `exit_code` is the one `submit` exits with."""
+    """A job as `-o json` shows it. Times are Unix time in milliseconds; `exit_code` is that of `submit`."""
     return {
         "submission_id": job.submission_id,
         "status": job.status,
@@ -166,7 +166,7 @@ def job_data(job: JobRecord) -> dict[str, Any]:
 
 
 def local_time(milliseconds: float | None) -> str:
-    """A time as this machine's clock shows it."""
+    """A time in this machine's time zone."""
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S") if milliseconds else ""
 
 
@@ -182,11 +182,11 @@ def ago(milliseconds: float) -> str:
 
 
 def outputs(job: JobRecord, *, in_place: bool) -> str:
-    """Where a job leaves its results; "" where it has left none on this machine, or was not submitted by this client.
+    """The place of a job's results; "" if it left none on this machine, or if another client submitted it.
 
     Args:
-        job: which.
-        in_place: it ran on this machine.
+        job: the job.
+        in_place: whether it ran on this machine.
     """
     where = job.metadata.get("outputs", "")
     if in_place:
@@ -221,7 +221,7 @@ def print_jobs(jobs: Sequence[JobRecord]) -> None:
 
 
 def print_pairs(pairs: dict[str, Any]) -> None:
-    """Print names and values, one a line; what has more lines goes on below itself."""
+    """Print names and values, one a line. Further lines of a value are indented below its first line."""
     width = max(map(len, pairs)) + 2
     for name, value in pairs.items():
         if isinstance(value, dict):
@@ -244,7 +244,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*header, box=None, pad_edge=False, header_style="bold")
     styles = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
     table.columns[0].no_wrap = table.columns[-1].no_wrap = True
-    table.columns[0].min_width = max((len(row[0]) for row in rows), default=0)  # an id must be whole to be of use
+    table.columns[0].min_width = max((len(row[0]) for row in rows), default=0)  # a truncated id is of no use
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
     with _stdout():
@@ -263,7 +263,7 @@ def print_result(ended: JobResult) -> None:
     if job.seconds is not None:
         line += f" after {job.seconds:.1f} s"
     if (job.waited_seconds or 0) >= _WAITED_SECONDS:
-        line += f" (and {job.waited_seconds:.1f} s of waiting to start)"
+        line += f" (it waited {job.waited_seconds:.1f} s to start)"
     if job.status == "FAILED":
         why = (job.message or "").strip().rpartition("\n")[2].strip()
         if os.strerror(ENOSPC) in why:
@@ -275,10 +275,10 @@ def print_result(ended: JobResult) -> None:
 
 @contextmanager
 def progress(title: str, size: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, if there is something to count, else nothing.
+    """Show a progress bar, on a terminal only, if there is something to count.
 
     Args:
-        title: what is going on.
+        title: the text before the bar.
         size: bytes in all.
 
     Yields:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @output_option
 @click.argument("submission_id", metavar="[ID]", required=False)
 def status(address: str | None, as_json: bool, submission_id: str | None) -> None:
-    """Show a job, or without ID the cluster in use and why it was chosen."""
+    """Show a job; without ID, show the cluster in use and why it was chosen."""
     from client.cli import output
     from client.ray_api.jobs import RayJobs
 
@@ -79,7 +79,7 @@ def _resource(name: str, total: float, used: float | None) -> str:
 
 
 def when(milliseconds: float | None) -> str:
-    """A time as this machine's clock shows it, and how long ago it was."""
+    """A time in this machine's time zone, and how long ago it was."""
     from client.cli.output import ago, local_time
 
     return f"{local_time(milliseconds)} ({ago(milliseconds)})" if milliseconds else ""

@@ -15,7 +15,7 @@ from client.errors import TimedOut
     default="40s",
     show_default=True,
     metavar="DURATION",
-    help="How long to wait for the job's end. Ray kills a job 30 s after it was asked to end.",
+    help="How long to wait for the job to end. Ray kills the job 30 s after the request.",
 )
 @output_option
 @click.argument("submission_id", metavar="ID")
@@ -34,4 +34,6 @@ def stop(address: str | None, grace: float, as_json: bool, submission_id: str) -
         job = jobs.with_start_times([job])[0]
     if as_json:
         output.print_json(output.job_data(job))
-    output.note(f"job {submission_id} {'was stopped' if job.status == 'STOPPED' else f'had ended: {job.status}'}")
+    output.note(
+        f"job {submission_id} {'was stopped' if job.status == 'STOPPED' else f'had already ended: {job.status}'}"
+    )

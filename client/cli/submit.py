@@ -73,8 +73,8 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     metavar="NAME[=SECRET/KEY]",
     help="Set a variable of the driver from a Secret that the cluster mounts.",
 )
-@click.option("--allow-plain", is_flag=True, help="Accept what looks like a secret in --env or in packages.")
-@click.option("--pip", multiple=True, metavar="NAME", help="Install a package with pip for the job. Repeat it.")
+@click.option("--allow-plain", is_flag=True, help="Accept values that look like secrets in --env and in packages.")
+@click.option("--pip", multiple=True, metavar="NAME", help="Install a package for the job with pip. Can be repeated.")
 @click.option(
     "--requirements",
     metavar="FILE",
@@ -94,10 +94,12 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
 @click.option("--name", metavar="NAME", help="Name the job, for the dashboard and `list`.")
 @click.option("--tag", multiple=True, callback=pairs, metavar="NAME=VALUE", help="Record a tag with the job.")
 @click.option(
-    "--id", "submission_id", metavar="ID", help="The job's id. Submitting the same job with it again attaches."
+    "--id", "submission_id", metavar="ID", help="The job's id. If the same job has this id already, attach to it."
 )
 @click.option("--detach", is_flag=True, help="Exit once the job is accepted, and print its id.")
-@click.option("--timeout", type=Duration(), metavar="DURATION", help="End a job that runs longer; exit code 124.")
+@click.option(
+    "--timeout", type=Duration(), metavar="DURATION", help="End the job if it runs longer, with exit code 124."
+)
 @click.option(
     "--on-interrupt",
     type=click.Choice(["stop", "detach"]),
@@ -123,7 +125,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     "job_file",
     metavar="FILE",
     shell_complete=complete_files,
-    help="Read arguments of Ray's submit_job from YAML; options win.",
+    help="Read arguments of Ray's submit_job from a YAML file. Options override them.",
 )
 @output_option
 @click.argument(
@@ -156,7 +158,7 @@ def submit(
         if fetch:
             from client.job.files import selectors
 
-            selectors(fetch)  # a wrong one is said before the job is sent
+            selectors(fetch)  # reports a wrong pattern before the job is sent
         if fetch and chosen.scheme not in ("embedded", "kubernetes"):
             raise no_cluster("--fetch", chosen)
         try:
@@ -181,7 +183,7 @@ def submit(
 
 
 def _attached(job: "Job") -> str:
-    """The line that says so; of a job that has ended, that nothing was run."""
+    """The line for a job that existed before: attached, or nothing was run because it has ended."""
     from client.cli.output import ago
 
     with suppress(ClientError):
@@ -192,21 +194,21 @@ def _attached(job: "Job") -> str:
 
 
 def _hints(command: click.Command, words: tuple[str, ...], is_command: bool, **_: Any) -> dict[int, str]:
-    """What a word in the wrong place may have to do with an exit code."""
+    """Hints by exit code, for an option or a command in the wrong place."""
     if is_command:
         line = words[0] if len(words) == 1 and re.search(r"[\s|&;<>()$]", words[0]) else None
         return {127: f"for a line of shell, use -- bash -c {shlex.quote(line)}"} if line else {}
     ours = {name for option in command.params if isinstance(option, click.Option) for name in option.opts}
     for word in (word.partition("=")[0] for word in words[1:]):
         if word in ours:
-            why = f"the script got {word}, because it comes after the script's name"
+            why = f"{word} was passed to the script, because it comes after the script's name"
             code = 1 if word in ("--pip", "--requirements") else 2  # of a module that is missing, of argparse
             return {code: f"{why}: if {word} is meant for submit, put it before the script"}
     return {}
 
 
 def _is_plain(as_json: bool) -> bool:
-    """Whether the log should have no colours of Ray's, which a Ray that this process starts must know, too."""
+    """Whether Ray should print no colors. A Ray that this process starts gets the same setting."""
     from client.targets.target import PLAIN
 
     if PLAIN in os.environ:
@@ -231,7 +233,7 @@ def _request(
     from client.job.request import Request, read_yaml
 
     if is_command and not any(words):
-        raise UsageError("the command after -- is empty")
+        raise UsageError("the command after -- is empty", "add one, for example -- python train.py")
     arguments = read_yaml(job_file) if job_file else {}
     flags = {
         "runtime_env": read_yaml(runtime_env) if runtime_env else None,

@@ -24,9 +24,11 @@ from client.cli.options import Duration
     multiple=True,
     metavar="FILE",
     shell_complete=complete_files,
-    help="Values, on top of the chart's values-TARGET.yaml.",
+    help="A file with values, which override the chart's values-TARGET.yaml.",
 )
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One value, on top of the files; as in helm.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="One value, which overrides the files, as in helm."
+)
 @namespace_option
 @context_option
 @click.option(
@@ -35,7 +37,7 @@ from client.cli.options import Duration
     default="15m",
     show_default=True,
     metavar="DURATION",
-    help="How long to wait for Ray to be ready. Nothing is removed when the time is over.",
+    help="How long to wait for Ray to be ready. If the time runs out, nothing is removed.",
 )
 @click.pass_context
 def up(
@@ -87,4 +89,4 @@ def up(
         fix = "to replace them, which ends running jobs, add --set replacePodsOnUpgrade=true"
         note(f"{older} pods keep their spec from before this change: {fix}")
     print_line(f"export RAY_WORKLOAD_ADDRESS={address_of(login, namespace, found['metadata']['name'])}")
-    note("Ray is ready: run that line, then `ray-workload submit jobs/simple_job.py`")
+    note("Ray is ready: run the line above, then `ray-workload submit jobs/simple_job.py`")

@@ -42,7 +42,7 @@ def watch(
         offset: the byte of the log to start from.
         fetch: the files to fetch at the end, as `find_files` takes them.
         note: a line to print first; Ctrl-C means the same from then on.
-        hints: what to say of an exit code.
+        hints: a line to print for an exit code.
 
     Raises:
         Detached: the user interrupted.
@@ -98,20 +98,20 @@ def watch(
 
 
 def _what_becomes_of(ctx: click.Context, job: "Job", address: str | None) -> str:
-    """What becomes of a job when the client leaves."""
+    """Say what happens to a job when the client exits."""
     if job.target.ends_with_us:
         return f"job {job.submission_id} ends with its Ray"
     return f"the job goes on; follow it with {command_on(ctx, job, address, 'logs', '-f')}"
 
 
 def command_on(ctx: click.Context, job: "Job", address: str | None, name: str, *options: str) -> str:
-    """The exact words to type for another command on a job."""
+    """The command line of another command on the same job."""
     where = ["--address", address] if address else []
     return f"{ctx.find_root().info_name} {shlex.join([name, *where, *options, job.submission_id])}"
 
 
 def _say_what_becomes_of(ctx: click.Context, job: "Job", address: str | None) -> None:
-    """Say it where the reader of the log left, who may have done so after the job's end."""
+    """After the reader of the log has exited, print how the job ended, or what happens to it."""
     from client.cli import output
     from client.ray_api.record import JobResult
 
@@ -139,12 +139,12 @@ def _interrupted(
     except KeyboardInterrupt:
         pass
     try:
-        output.note("stopping the job (Ctrl-C again leaves at once)")
+        output.note("stopping the job (press Ctrl-C again to leave at once)")
         if job.target.ends_with_us and job.jobs.get(job.submission_id).status == "PENDING":
             job.close()
             raise Detached(f"job {job.submission_id} was ended before it started")
         ended = job.wait(sink.write, output.note, offset=sink.offset, stop=True).job
         sink.flush()
     except KeyboardInterrupt:
-        raise ContactLost(f"interrupted before job {job.submission_id} had ended", "it may still run") from None
+        raise ContactLost(f"interrupted before job {job.submission_id} had ended", "it may still be running") from None
     raise Detached(f"job {job.submission_id} {'was stopped' if ended.status == 'STOPPED' else f'ended {ended.status}'}")

@@ -45,7 +45,7 @@ def examine(report: Report, address: str) -> bool:
 
 
 def examine_unused(report: Report) -> None:
-    """Say what the kubeconfig has that is not used where no address is given."""
+    """Report what the kubeconfig has that is not used without an address."""
     for file in filter(None, os.environ.get("KUBECONFIG", "").split(os.pathsep)):
         if not os.path.isfile(file):
             report.add("kubeconfig", WARN, f"KUBECONFIG names {file}, which is not a file", "correct or unset it")
@@ -61,7 +61,7 @@ def examine_unused(report: Report) -> None:
     found, address = f"{source}: context {name} is not used, because", context_address(name)
     if not is_local:
         why = "its cluster is not on this machine"
-        report.add("kubeconfig", OK, f"{found} {why}; to use it, give --address {address}")
+        report.add("kubeconfig", OK, f"{found} {why}; to use it, add --address {address}")
     elif not kubernetes.has_cluster(name):
         report.add("kubeconfig", WARN, f"{found} no RayCluster was found", f"run `doctor --address {address}`")
 
@@ -79,7 +79,7 @@ def _server(report: Report, api: Api) -> bool:
 def _login(report: Report, api: Api) -> bool:
     with report.attempt("login"):
         user, review = "", {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
-        with suppress(NotFound, Forbidden, KeyError):  # this API server does not tell a user's name
+        with suppress(NotFound, Forbidden, KeyError):  # this API server cannot report the user's name
             answer = api.post("/apis/authentication.k8s.io/v1/selfsubjectreviews", review)
             user = f" as {answer['status']['userInfo']['username']}"
         report.add("login", OK, f"accepted{user}")
@@ -97,7 +97,7 @@ def _definitions(report: Report, api: Api) -> bool:
 
 
 def _operator(report: Report, api: Api, namespace: str | None) -> None:
-    """The operator that watches a namespace, or any."""
+    """Check the operator that watches a namespace; None stands for any namespace."""
     with report.attempt("operator"):
         found = None
         for scope in ("", f"/namespaces/{namespace or api.login.namespace}"):
@@ -107,8 +107,8 @@ def _operator(report: Report, api: Api, namespace: str | None) -> None:
         if deployments := [d for d in found or () if _watches(d, namespace)]:
             _deployment(report, max(deployments, key=_ready_replicas))
             return
-        seen = "there is none" if found is not None else "not seen: this login may not list Deployments"
-        fix = f"no action needed where the platform runs it (GKE's add-on), otherwise {_INSTALL}"
+        seen = "there is none" if found is not None else "unknown: this login may not list Deployments"
+        fix = f"no action needed if the platform runs it (GKE's add-on); otherwise, {_INSTALL}"
         report.add("operator", WARN, seen, fix)
 
 
@@ -190,7 +190,7 @@ def _service(report: Report, cluster: Cluster) -> None:
 
 
 def _permissions(report: Report, cluster: Cluster, secret: str) -> None:
-    """What the login may do. The proxy's resource name is as the client's URL spells it."""
+    """Check what the login may do. The name of the proxy resource is spelled as in the client's URLs."""
     missing = _denied(cluster, "list rayclusters.ray.io", "list pods", *([f"get secrets {secret}"] if secret else ()))
     proxy: list[str] = []
     if cluster.api.login.context:  # in a pod, the Service is reached without the API server

@@ -27,7 +27,7 @@ def examine(address: str | None, show: Callable[[Check], object]) -> Report:
         chosen = resolve(address)
         report.add("address", OK, f"{chosen.value} ({chosen.source})")
         if chosen.warning:
-            report.add("address", WARN, chosen.warning, "unset RAY_ADDRESS, or give --address")
+            report.add("address", WARN, chosen.warning, "unset RAY_ADDRESS, or use --address")
         if chosen.source == UNASKED:
             kubernetes.examine_unused(report)
         if chosen.scheme == "kubernetes":
@@ -43,11 +43,11 @@ def examine(address: str | None, show: Callable[[Check], object]) -> Report:
 
 
 def _token(report: Report, address: Address) -> None:
-    """The token that is sent to an http address."""
+    """Check the token that is sent to an http address."""
     with report.attempt("token"):
         if address.from_file:
             found = f"your token is not sent, because {address.source} chose the address"
-            report.add("token", WARN, found, f"if you trust that address, give --address {address.value}")
+            report.add("token", WARN, found, f"if you trust that address, use --address {address.value}")
         elif find_token():
             report.add("token", OK, "your token is sent to this address")
         else:
@@ -56,7 +56,7 @@ def _token(report: Report, address: Address) -> None:
 
 
 def _dashboard(report: Report, address: Address) -> None:
-    """The dashboard, whether it requires a token, and the versions behind it."""
+    """Check the dashboard, whether it requires a token, and the versions behind it."""
     with report.attempt("dashboard"), connect(address) as target:
         ray = RayJobs(target).version()["ray_version"]
         report.add("dashboard", OK, f"Ray {ray} answers at {target.http.server.url}")
@@ -65,7 +65,7 @@ def _dashboard(report: Report, address: Address) -> None:
 
 
 def _authentication(report: Report, http: Http) -> None:
-    """Whether a request that succeeded with our token is refused without it."""
+    """Check whether a request that succeeded with our token is refused without it."""
     with report.attempt("auth"):
         try:
             Http(replace(http.server, headers={})).request("GET", "/api/version")
@@ -77,7 +77,7 @@ def _authentication(report: Report, http: Http) -> None:
 
 
 def _versions(report: Report, http: Http, ray: str) -> None:
-    """Ray and Python on the cluster and here. The client's own only submit the job."""
+    """Compare Ray and Python on the cluster and here. Those here only submit the job."""
     ours = version("ray")
     if ray == ours:
         report.add("ray", OK, f"{ray} on the cluster and here")

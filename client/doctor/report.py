@@ -11,7 +11,7 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 @dataclass(frozen=True)
 class Check:
-    """One line.
+    """One line of the report.
 
     Attributes:
         check: what was checked.
@@ -28,7 +28,7 @@ class Check:
 
 @dataclass
 class Report:
-    """The checks so far.
+    """Collects the checks.
 
     Attributes:
         show: takes each check as soon as it is done.

@@ -69,7 +69,7 @@ def submit(
         names = [name for name in signature(submit).parameters if name not in ("args", "arguments")]
         raise UsageError(f"submit() has no argument {unknown[0]}", f"it has {', '.join([*names, *FILE_KEYS])}")
     if command and (script or args):
-        raise UsageError("a job runs a script or a command", "give one of them")
+        raise UsageError("a job runs a script or a command", "specify one of them")
     request = Request(
         script=str(script) if script else None,
         command=args or command,
@@ -91,7 +91,7 @@ def submit(
 
 @in_python
 def attach(submission_id: str, address: str | None = None) -> Job:
-    """Take up a job that was submitted before.
+    """Attach to a job that was submitted before.
 
     Args:
         submission_id: of the job.

@@ -48,10 +48,10 @@ _KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "seconds": _NUMBER,
 }
 
-# What the command line says, and what Python says instead.
+# Words of the command line, and those of Python for them.
 _WORDS = {
     r"a SCRIPT, or -- and a COMMAND": "a script or a command",
-    r"put -- before it": "give command=[...]",
+    r"put -- before it": "use command=[...]",
     r" \(--working-dir\)": "",
     r"--secret-env (\w+)=(\w+/\w+)": r"secret_env={'\1': '\2'}",
     r"--allow-plain": "allow_plain=True",
@@ -65,7 +65,7 @@ _WORDS = {
 
 
 def check(**given: object) -> None:
-    """Check the types of arguments, but for those that are None.
+    """Check the types of arguments; None is always valid.
 
     Raises:
         UsageError: one is wrong.
@@ -77,7 +77,7 @@ def check(**given: object) -> None:
 
 
 def in_python(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Make a function's errors speak of arguments where they speak of options."""
+    """Make a function's errors name Python arguments instead of options."""
 
     @functools.wraps(function)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:

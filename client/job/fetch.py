@@ -1,6 +1,6 @@
 """Fetching files from the pods of a cluster: each whole and checked by its hash, and only below one local folder.
 
-A connection that breaks costs what was under way: the next one continues at the byte that was reached.
+After a connection breaks, the next one continues at the byte that was reached.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def counted(files: int) -> str:
 
 
 def default_folder(submission_id: str) -> Path:
-    """Where the files of a job are fetched to if nothing else is said."""
+    """The default folder for the fetched files of a job."""
     return _OUTPUTS / submission_id
 
 
@@ -66,7 +66,7 @@ def fetch(
     for link in found.outside:
         note(f"not fetched because the link leads out of the job's folder: {link}")
     if "://" in (where := job.metadata.get("outputs", "")):
-        note(f"what the job wrote to {where} is not fetched")
+        note(f"files that the job wrote to {where} are not fetched")
     folder = Path(to) if to else default_folder(job.submission_id)
     yield from fetch_files(found.files, folder, found.failed, replace=not to, note=note, progress=progress)
 
@@ -97,10 +97,10 @@ def fetch_files(
         ClientError: a file cannot be read in its pod; the others are there.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"{printable(str(folder))} is not a folder", "give another one (--to)")
+        raise UsageError(f"{printable(str(folder))} is not a folder", "use another one (--to)")
     missing = [file for file in files if not _is_there(file, folder, replace)]
     if there := len(files) - len(missing):
-        note(f"{counted(there)} in {folder} already")
+        note(f"{counted(there)} already in {folder}")
     if folder.is_relative_to(_OUTPUTS):
         with suppress(OSError):  # which is said below
             make_outputs(_OUTPUTS)
@@ -115,7 +115,9 @@ def fetch_files(
                 failed.append(error)
     if failed:
         hint = failed[0].hint if len(failed) == 1 else ""
-        raise type(failed[0])("; ".join(error.what for error in failed), hint or "`fetch` again gets what is missing")
+        raise type(failed[0])(
+            "; ".join(error.what for error in failed), hint or "run `fetch` again to get the missing files"
+        )
 
 
 def _is_there(file: File, folder: Path, replace: bool) -> bool:
@@ -127,7 +129,7 @@ def _is_there(file: File, folder: Path, replace: bool) -> bool:
     path = folder / file.path
     for parent in [*PurePosixPath(file.path).parents][:-1]:
         if (folder / parent).is_symlink():
-            raise UsageError(f"{printable(str(folder / parent))} is a link", "give another folder (--to)")
+            raise UsageError(f"{printable(str(folder / parent))} is a link", "use another folder (--to)")
     if not os.path.lexists(path):
         return False
     info = path.lstat()
@@ -141,7 +143,7 @@ def _is_there(file: File, folder: Path, replace: bool) -> bool:
 
 
 def _exists(path: Path) -> UsageError:
-    return UsageError(f"{printable(str(path))} exists and differs", "give another folder (--to), or remove it")
+    return UsageError(f"{printable(str(path))} exists and differs", "use another folder (--to), or remove it")
 
 
 def _fetch(
@@ -206,14 +208,14 @@ class _Answer:
     def _more(self) -> None:
         chunk = next(self._chunks, None)
         if chunk is None:
-            raise ContactLost("a pod sent less than it said")
+            raise ContactLost("a pod sent fewer bytes than it announced")
         self._rest += chunk
 
     def line(self) -> bytes:
         """The next line, without its end."""
         while b"\n" not in self._rest:
             if len(self._rest) > _LINE:
-                raise ClientError(f"the answer of a pod cannot be read: {self._rest[:80]!r}")
+                raise ClientError(f"the response of a pod cannot be read: {self._rest[:80]!r}")
             self._more()
         line, _, self._rest = self._rest.partition(b"\n")
         return line
@@ -246,11 +248,11 @@ class _Part:
 
     @property
     def digest(self) -> bytes:
-        """The hash of what was received, as `sender` says it."""
+        """The hash of the bytes received, as `sender` reports it."""
         return self._digest.hexdigest().encode()
 
     def receive(self, answer: _Answer, path: Path, header: dict[str, Any]) -> Iterator[int]:
-        """Receive the rest of a file, whose head may be here already, and yield the size of each step."""
+        """Receive the rest of a file, whose first part may be here already, and yield the size of each step."""
         if not self._file:
             self._file = NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False)
         for block in answer.blocks(header["size"] - self.size):
@@ -270,7 +272,7 @@ class _Part:
         self.empty()
 
     def restart(self) -> bool:
-        """Begin again with a file that has changed; false where that was tried before."""
+        """Start again with a file that has changed; False if that was tried before."""
         self.empty()
         self._restarts = (self._restarts + 1) % (_RESTARTS + 1)
         return self._restarts > 0

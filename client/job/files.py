@@ -76,7 +76,7 @@ def ask(pod: Pod, request: dict[str, Any]) -> Iterator[bytes]:
 
 
 def selectors(patterns: Sequence[str]) -> dict[str, Pattern | None]:
-    """The patterns that say which files are meant, by their texts; None for all files.
+    """Parse the patterns that select files, by their texts; None stands for all files.
 
     Args:
         patterns: files, folders, and patterns as in .gitignore; empty for all.
@@ -92,7 +92,7 @@ def selectors(patterns: Sequence[str]) -> dict[str, Pattern | None]:
         except ValueError as error:
             raise UsageError(f"{printable(text)} is not a pattern ({error})", "write it as in .gitignore") from error
         if name.startswith(("/", "!")) or ".." in name.split("/"):
-            raise UsageError(f"{printable(text)} is not a path inside the job's folder", "give one like 'results/**'")
+            raise UsageError(f"{printable(text)} is not a path inside the job's folder", "use one like 'results/**'")
     return found
 
 
@@ -112,7 +112,7 @@ def find_files(target: Target, job: JobRecord, patterns: Sequence[str] = (), not
     """
     if (pods := target.pods()) is None:
         what = f"the files of a job can only be fetched from a RayCluster, and the address is {target}"
-        raise UsageError(what, "give --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
+        raise UsageError(what, "use --address kubernetes://CONTEXT/NAMESPACE/CLUSTER")
     wanted, found, names = selectors(patterns), Found(), _Names()
     unused, notes = set(wanted), set[str]()
     request = {"id": job.submission_id, "outputs": job.metadata.get("outputs", "")}
@@ -130,7 +130,7 @@ def find_files(target: Target, job: JobRecord, patterns: Sequence[str] = (), not
                 found.failed.append(ClientError(f"{printable(read['error'])} in pod {pod.pod_name}"))
                 continue
             if "shared" in read:
-                notes.add("the job's upload was too large to copy: only what is in RAY_WORKLOAD_OUTPUTS can be fetched")
+                notes.add("the job's upload was too large to copy: only files in RAY_WORKLOAD_OUTPUTS can be fetched")
                 continue
             path, outside = _safe(read.pop("path")), read.pop("outside", None)
             matching = [text for text, pattern in wanted.items() if not pattern or _matches(pattern, path)]
@@ -145,14 +145,15 @@ def find_files(target: Target, job: JobRecord, patterns: Sequence[str] = (), not
         note(line)
     if unused and not found.failed:
         if not patterns:
-            raise ClientError(f"job {job.submission_id} left no file on a pod that runs now")
+            what = f"no running pod has files of job {job.submission_id}"
+            raise ClientError(what, "set `outputs` in the chart's values to keep results after a pod has ended")
         what = f"no file of job {job.submission_id} matches {shlex.join(map(printable, sorted(unused)))}"
-        raise ClientError(what, f"`fetch {job.submission_id}` gets all that the job left")
+        raise ClientError(what, f"`fetch {job.submission_id}` gets all files of the job")
     return found
 
 
 def _list(pod: Pod, request: dict[str, Any], note: Note) -> list[bytes]:
-    """What a pod has of a job; a connection that breaks is tried again."""
+    """List the files of a job in a pod, again if the connection breaks."""
     for last in (False, False, True):
         try:
             return b"".join(ask(pod, request)).splitlines()
@@ -185,7 +186,7 @@ class _Names:
         self._folders: set[str] = set()
 
     def add(self, file: File) -> File | None:
-        """The file with a path that is free; None if the same file has it: pods may share a volume."""
+        """The file with a free path; None if the same file has it already, because pods can share a volume."""
         for number in count():
             prefix = f"{file.pod.pod_name}{f'-{number}' if number > 1 else ''}/" if number else ""
             path = prefix + file.path

@@ -1,4 +1,4 @@
-"""A folder of its own for each job, on each node: what a job writes there, no other job sees. And one for its results.
+"""A folder on each node for each job, whose files no other job sees, and a folder for its results.
 
 Ray unpacks an upload once per node, and runs every job with that content in the same folder. The runtime_env's
 `py_executable` is the command that starts each Python process of a job, its driver's parent too
@@ -47,12 +47,12 @@ def is_copied(uploaded: Listing) -> bool:
 
 
 def own_folder(submission_id: str) -> str:
-    """The folder of a job on each node of a cluster, where Ray has its usual folder."""
+    """The folder of a job on each node of a cluster, if Ray has its usual folder."""
     return f"/tmp/ray/session_latest/jobs/{submission_id}"
 
 
 def started_in_folder(submission_id: str, runtime_env: Mapping[str, Any], *, copied: bool) -> dict[str, Any]:
-    """The runtime_env of a job with folders of its own, where it does not start its processes in another way.
+    """The runtime_env of a job with folders of its own, unless it starts its processes in another way.
 
     Args:
         submission_id: of the job, which names the folders.
@@ -73,7 +73,7 @@ def outputs(submission_id: str, runtime_env: Mapping[str, Any], of_cluster: str 
     Args:
         submission_id: of the job.
         runtime_env: of the job, as it was asked for.
-        of_cluster: where all jobs do, as in `Runtime.outputs`.
+        of_cluster: the place for the results of all jobs, as in `Runtime.outputs`.
     """
     if given := runtime_env.get("env_vars", {}).get(OUTPUTS):
         return str(given)

@@ -1,8 +1,8 @@
 """A job's log to the last byte, once and in order, and then its end.
 
 There is no stream to lose: each round asks for the job's record and for the log from the byte reached. A connection
-that breaks, goes silent or ends early costs one request. The end is believed only from a record with a final status,
-read before a log that had no more.
+that breaks, goes silent or ends early costs one request. The job has ended only if its record has a final status, and
+the log, read after the record, has no more bytes.
 """
 
 import re
@@ -21,11 +21,13 @@ from client.wait import Note, silent
 
 _LOST_SECONDS = 120.0  # an API server needs a minute to end in good order, and then starts again
 _LOST_SECONDS_HERE = 20.0  # of a Ray on this machine, or while the user waits for a stop
-_RETURN_SECONDS = 600.0  # so long the workers of a fault tolerant cluster wait for its head, as KubeRay sets them up
+_RETURN_SECONDS = (
+    600.0  # the workers of a fault tolerant cluster wait this long for its head, as KubeRay configures them
+)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _PENDING_SECONDS = 10.0
-_NODE_SECONDS = 5.0  # between two questions whether the driver's node is alive, while the log is silent
-_VERDICT_SECONDS = 3.0  # that Ray has to mark a job as failed whose node is dead
+_NODE_SECONDS = 5.0  # how often to ask whether the driver's node is alive, while the log is silent
+_VERDICT_SECONDS = 3.0  # for Ray to mark a job as failed after its node has died
 _TAIL_BYTES = 1 << 16
 
 Log = Generator[bytes, None, JobResult]  # yields a log's bytes, and returns how the job ended
@@ -137,8 +139,8 @@ class _Follower:
         if not self.offset and not job.node_id:
             self.note("the job never started")
         elif not self.jobs.logs.resumable(job) and not self.jobs.logs.ends_with(job, self.tail):
-            what = f"the log breaks off after {self.offset} bytes"
-            raise Unreachable(what, "read it again from nearer to the cluster")
+            what = f"the log is incomplete after {self.offset} bytes"
+            raise Unreachable(what, "read it again over a better connection")
         self._read_start_time(job)
         return JobResult(replace(job, start_time=self.start_time or None))
 
@@ -150,7 +152,7 @@ class _Follower:
                 pass  # it is only shown
 
     def _check_node(self, job: JobRecord) -> None:
-        """Now and then, while the log is silent: a job whose node died may stay RUNNING for ever."""
+        """Ask now and then, while the log is silent: a job whose node died may stay RUNNING forever."""
         if time.monotonic() - self.node_seen > _NODE_SECONDS:
             self.node_seen = time.monotonic()
             self._raise_if_node_gone(job)
@@ -167,7 +169,7 @@ class _Follower:
         self.node_seen = 0.0  # ask again in the next round
 
     def _retry(self, error: ClientError) -> None:
-        """Return where the request that failed should be sent again, else raise."""
+        """Return if the failed request should be sent again, else raise."""
         lost, job = time.monotonic() - self.contact, self.job
         if job and job.node_id and not self.target.runtime.in_place:
             try:
@@ -175,22 +177,23 @@ class _Follower:
             except (Unreachable, ServerFailed):
                 pass  # the head does not answer either
         if lost > (_LOST_SECONDS_HERE if self.stopping or self.target.runtime.in_place else _LOST_SECONDS):
-            state = f"connection lost for {lost:.0f} s, job {self.id} may still run"
+            state = f"connection lost for {lost:.0f} s, job {self.id} may still be running"
             if job and job.finished:
                 state = f"job {self.id} ended {job.status}, but its log cannot be read past byte {self.offset}"
-            raise ContactLost(f"{state} ({error})") from error
+            raise ContactLost(f"{state} ({error})", f"`status {self.id}` shows its state") from error
         self._note_once("lost", f"connection lost, retrying ({error})")
         self.contact += self._wait_for_head()
 
     def _wait_for_head(self) -> float:
-        """Wait while the cluster says that its head is not ready: the seconds that are no loss of contact."""
+        """Wait while the cluster says that its head is not ready; these seconds are no loss of contact."""
         began = time.monotonic()
         if self.target.ends_with_us:
             return 0.0
         try:
             self.target.wait_ready(lambda line: self._note_once(line, line), _RETURN_SECONDS)
         except (TimedOut, NotFound) as error:
-            raise ContactLost(f"connection lost, job {self.id} may still run ({error})") from error
+            what = f"connection lost, job {self.id} may still be running ({error})"
+            raise ContactLost(what, f"`status {self.id}` shows its state") from error
         except ClientError:
             return 0.0  # the cluster's own API does not answer either
         return time.monotonic() - began
@@ -201,7 +204,7 @@ class _Follower:
             self.note(line)
 
     def _pause(self, whole_seconds: float) -> None:
-        """Sleep until the next round; longer where a log is sent whole each time, and that took so many seconds."""
+        """Sleep until the next round; longer if the whole log is sent each time, which took so many seconds."""
         quiet, job = time.monotonic() - self.changed, self.job
         if job and job.status == "PENDING" and quiet > _PENDING_SECONDS:
             self._note_once("pending", f"the job is pending: {job.message or 'Ray gives no reason'}")
@@ -211,12 +214,12 @@ class _Follower:
 
 
 def read_log(jobs: RayJobs, job: JobRecord, write: Callable[[bytes], object], offset: int) -> None:
-    """Write what there is, from a byte on, of the log of a job that still runs.
+    """Write the log of a running job, from a byte to where it ends now.
 
     Raises:
         ContactLost: its node is gone, and the job with it.
     """
-    empty = True  # which the log of a node that is gone looks like, too
+    empty = True  # the log of a node that is gone looks like this, too
     try:
         for chunk in jobs.logs.read(job, offset):
             write(chunk)

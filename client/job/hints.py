@@ -11,7 +11,7 @@ _NO_INDEX = (("connection broken by", "PIP_INDEX_URL"), ("error sending request"
 
 
 def hint(log_end: str, exit_code: int, runtime: Runtime) -> str:
-    """Say what to do about a failed job; an empty text where that is not known.
+    """Say what to do about a failed job; an empty text if that is not known.
 
     Args:
         log_end: the end of its log, or what Ray says about a job that never started.

@@ -37,7 +37,7 @@ class Job:
     """
 
     def __init__(self, submission_id: str, target: Target, stack: ExitStack, *, attached: bool = False) -> None:
-        """Take over a job that exists, and what is closed with it; `submit` makes one."""
+        """Take over an existing job, and what is closed with it; `submit` creates one."""
         self.submission_id, self.attached = submission_id, attached
         self.target, self.jobs = target, RayJobs(target)
         self._stack, self._closed = stack, False
@@ -63,10 +63,10 @@ class Job:
         return self.jobs.with_start_times([self.jobs.get(self.submission_id)])[0]
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """Yield the job's lines, without their ends; bytes that are no UTF-8 as U+FFFD.
+        """Yield the lines of the log, without line ends; invalid UTF-8 becomes U+FFFD.
 
         Args:
-            follow: yield each line as it comes, until the job has ended; else those that it has written so far.
+            follow: yield each line as it comes, until the job has ended; otherwise, yield those so far.
 
         Raises:
             ContactLost: the cluster is gone; the job may still run.
@@ -86,7 +86,7 @@ class Job:
         offset: int = 0,
         stop: bool = False,
     ) -> JobResult:
-        """Wait for the job's end. A Ray that was started for it is ended then.
+        """Wait for the job's end, then stop a Ray that was started for it.
 
         Args:
             write: takes the log's bytes as they come.
@@ -151,7 +151,7 @@ class Job:
         return [] if self.target.runtime.in_place else list(fetch(self.target, self.status(), patterns, to))
 
     def close(self) -> None:
-        """End a Ray that was started for this job, and the job with it; any other job goes on."""
+        """Stop a Ray that was started for this job, and the job with it. Any other job goes on."""
         self._closed = True
         self._end_ray()
         if self._log:
@@ -185,7 +185,7 @@ class Job:
     def _check_open(self) -> None:
         if self._closed and self.target.ends_with_us:
             what = f"job {self.submission_id} is closed, and the Ray that was started for it has ended"
-            raise ClientError(what, "wait for the job, and read its log, before that")
+            raise ClientError(what, "wait for the job and read its log before you close it")
 
 
 def _read(file: BinaryIO, offset: int) -> Iterator[bytes]:

@@ -32,7 +32,7 @@ _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a numbe
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY)$", re.IGNORECASE)
 _BUCKET = re.compile(r"(gs|s3)://[\w.-]+(/[\w.=+@~-]+)*")
 _PASSWORD = re.compile(r"://[^/\s@]*:(?!\$)[^/\s@]+@")  # pip expands ${NAME} with its own variables
-_SEVERAL = re.compile(r"(?!-)[\w.\-\[\]]+(,|\s+[A-Za-z])")  # names with nothing of a requirement between them
+_SEVERAL = re.compile(r"(?!-)[\w.\-\[\]]+(,|\s+[A-Za-z])")  # names with no version or option between them
 ACCELERATOR = "accelerator_type:"
 INSTALLERS = ("pip", "uv", "conda")  # of a runtime_env: each makes an environment for the job
 
@@ -55,7 +55,7 @@ class Request:
         timeout: seconds the job may run.
         accelerator: the kind of GPU that the driver needs, as Ray names it: L4, A100. It gets one, if
             `entrypoint_num_gpus` does not say how many.
-        plain: ask Ray for lines without colours. It is no part of what makes two jobs the same.
+        plain: ask Ray for lines without colors. Jobs that differ only in this are the same.
         allow_plain: accept an `env` name that looks like a secret's, and a password in the packages' URLs.
         upload_to: the bucket that what is uploaded is put into, for Ray to get it from there.
         arguments: of the Job SDK's `submit_job`, by its own names; the fields above win.
@@ -86,16 +86,18 @@ class Request:
         object.__setattr__(self, "arguments", self._checked_arguments())
         _check_kinds(self.runtime_env, _RUNTIME_ENV_KEYS)
         if not self.script and not any(self.command) and not self.arguments.get("entrypoint"):
-            raise UsageError("there is nothing to run", "give a SCRIPT, or -- and a COMMAND")
+            raise UsageError("there is nothing to run", "specify a SCRIPT, or -- and a COMMAND")
         if not re.fullmatch(r"\w[\w.-]*", self.arguments.get("submission_id", "x")):
-            what = "an id may only hold letters, digits, underscores, and after the first also dots and dashes"
-            raise UsageError(what, "give another one")
+            what = "an id may contain only letters, digits, underscores, and after the first character dots and dashes"
+            raise UsageError(what, "use another one")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise UsageError("a timeout must be more than 0 seconds", "give another one")
+            raise UsageError("a timeout must be more than 0 seconds", "use another one")
         if self.upload_to is not None:
             object.__setattr__(self, "upload_to", self.upload_to.rstrip("/"))
             if not _BUCKET.fullmatch(self.upload_to):
-                raise UsageError("this is no bucket to upload to", "give gs://BUCKET[/PREFIX] or s3://BUCKET[/PREFIX]")
+                raise UsageError(
+                    "--upload-to is not the URL of a bucket", "use gs://BUCKET[/PREFIX] or s3://BUCKET[/PREFIX]"
+                )
         for name, value in self.environment.items():
             if (_SECRET_NAME.search(str(name)) or _PASSWORD.search(str(value))) and not self.allow_plain:
                 raise UsageError(
@@ -130,9 +132,9 @@ class Request:
 
     def _packages(self) -> list[str]:
         if isinstance(self.pip, str):
-            raise UsageError("pip must be a list", f"give pip=[{self.pip!r}]")
+            raise UsageError("pip must be a list", f"use pip=[{self.pip!r}]")
         if several := next(filter(_SEVERAL.match, self.pip), None):
-            raise UsageError(f"{several!r} is not one package", "give --pip once for each")
+            raise UsageError(f"{several!r} is not one package", "repeat --pip for each package")
         packages = [*(read_requirements(self.requirements) if self.requirements else ()), *self.pip]
         if any(map(_PASSWORD.search, packages)) and not self.allow_plain:
             raise UsageError(
@@ -153,7 +155,7 @@ class Request:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What the driver needs for itself, by Ray's names."""
+        """The resources that the driver needs for itself, by Ray's names."""
         named = {"CPU": "entrypoint_num_cpus", "GPU": "entrypoint_num_gpus", "memory": "entrypoint_memory"}
         wanted = {name: self.arguments.get(argument, 0) for name, argument in named.items()}
         return {
@@ -162,18 +164,18 @@ class Request:
 
     @cached_property
     def folder(self) -> Path | None:
-        """The local folder the job runs in, absolute; None where the working_dir is a URI."""
+        """The local folder the job runs in, absolute; None if the working_dir is a URI."""
         given = self.working_dir or self.runtime_env.get("working_dir") or "."
         if "://" in str(given):
             return None
         folder = Path(os.path.abspath(given))
         if not folder.is_dir():
-            raise UsageError(f"there is no folder {given}", "give another working_dir")
+            raise UsageError(f"there is no folder {given}", "use another working_dir")
         return folder
 
     @property
     def working_dir_uri(self) -> str | None:
-        """The working_dir, where it is a URI."""
+        """The working_dir, if it is a URI."""
         return None if self.folder else str(self.working_dir or self.runtime_env["working_dir"])
 
     @cached_property
@@ -188,7 +190,7 @@ class Request:
             raise UsageError(f"there is no script {self.script}", "to run a command, put -- before it")
         if not path.is_relative_to(self.folder):
             what = f"{self.script} is outside the working directory {self.folder}"
-            raise UsageError(what, "give a working_dir that contains it (--working-dir)")
+            raise UsageError(what, "use a working_dir that contains it (--working-dir)")
         return path.relative_to(self.folder).as_posix()
 
 
@@ -225,6 +227,6 @@ def read_yaml(path: str) -> dict[str, Any]:
         problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
         raise UsageError(f"{path} is not valid YAML{where}: {problem}") from error
     if not isinstance(data, dict):
-        hint = f"give a list of packages as --requirements {path}" if isinstance(data, str) else ""
-        raise UsageError(f"{path} must hold names and values, not {type(data).__name__}", hint)
+        hint = f"pass a list of packages with --requirements {path}" if isinstance(data, str) else ""
+        raise UsageError(f"{path} must contain names and values, not {type(data).__name__}", hint)
     return data

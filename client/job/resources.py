@@ -1,4 +1,4 @@
-"""Whether a cluster can ever give a driver what it asks for."""
+"""Whether a cluster can ever provide the resources that a driver asks for."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from client.wait import Note
 def check_resources(wanted: Mapping[str, float], target: Target, jobs: RayJobs, note: Note, seconds: float) -> None:
     """Check that a worker group, or a node that is there, has the resources that the driver needs, by Ray's names.
 
-    Where only Ray itself can know, that is a note. A cluster may take so many seconds until its nodes can be asked.
+    If only Ray itself can know, this is a note. A cluster may take so many seconds until its nodes can be asked.
 
     Raises:
         UsageError: none has them, so the job would wait for ever.
@@ -37,7 +37,7 @@ def _fits(wanted: Mapping[str, float], nodes: Sequence[tuple[str, Mapping[str, f
 
 
 def _words(has: Mapping[str, float], names: Mapping[str, float]) -> str:
-    """Amounts of the resources that are asked for; of accelerators, all kinds."""
+    """The amounts of the requested resources, and all kinds of accelerators."""
     kinds = [name.removeprefix(ACCELERATOR) for name in has if name.startswith(ACCELERATOR)]
     amounts = [f"{has.get(name, 0):g} {name}" for name in sorted(names) if not name.startswith(ACCELERATOR)]
     return " ".join([*amounts, *kinds])

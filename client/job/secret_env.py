@@ -12,7 +12,7 @@ from client.errors import UsageError
 
 
 def exports(variables: Mapping[str, str | None], mounted: Mapping[str, str] | None) -> str:
-    """The shell's words that set and export the variables, and fail where a file is missing.
+    """The shell code that sets and exports the variables, and fails if a file is missing.
 
     Args:
         variables: by name: where the value is, as SECRET/KEY, or None for the Secret that has the name as a key.
@@ -24,9 +24,9 @@ def exports(variables: Mapping[str, str | None], mounted: Mapping[str, str] | No
 def _export(name: str, where: str | None, mounted: Mapping[str, str] | None) -> str:
     secret, _, key = (where or f"/{name}").partition("/")
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-        raise UsageError(f"{name!r} is not a name of a variable", "give --secret-env NAME=SECRET/KEY")
+        raise UsageError(f"{name!r} is not a valid name of a variable", "use --secret-env NAME=SECRET/KEY")
     if not key:
-        raise UsageError(f"{name}={where} names no key", f"give --secret-env {name}=SECRET/KEY")
+        raise UsageError(f"{name}={where} names no key", f"use --secret-env {name}=SECRET/KEY")
     if mounted is None:
         mounted = {secret: "..."}
     if (secret and secret not in mounted) or not mounted:

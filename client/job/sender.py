@@ -29,7 +29,7 @@ def roots(temp_dir: str, submission_id: str, outputs: str) -> "Iterator[tuple[st
 
 
 def files(root: str, since: int) -> "Iterator[dict[str, Any]]":
-    """What a job left in a folder: regular files, links, and what cannot be read; no bytecode."""
+    """List the files of a job in a folder: regular files, links, and errors of unreadable files; no bytecode."""
     top = os.path.realpath(root)
     failed: list[OSError] = []
     for folder, folders, names in os.walk(top, onerror=failed.append):
@@ -59,7 +59,7 @@ def files(root: str, since: int) -> "Iterator[dict[str, Any]]":
 
 
 def send(source: str, offset: int) -> None:
-    """Send a file from a byte on, as long as it is now."""
+    """Send a file, from a byte to where it ends now."""
     out = sys.stdout.buffer
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -80,7 +80,7 @@ def send(source: str, offset: int) -> None:
             except OSError:
                 chunk = b""
             if not chunk:
-                chunk, is_whole = bytes(wanted), False  # it became shorter, and the size was said
+                chunk, is_whole = bytes(wanted), False  # it became shorter after its size was sent
             digest.update(chunk)
             done += len(chunk)
             if done > offset:

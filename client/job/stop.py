@@ -74,7 +74,7 @@ class Stopping:
 
 
 def stop(target: Target, jobs: RayJobs, submission_id: str, seconds: float) -> JobRecord:
-    """Stop a job, wait for its end so many seconds, and return its record, finished or not."""
+    """Stop a job, wait this many seconds for its end, and return its record, finished or not."""
     job, stopping = jobs.get(submission_id), Stopping(target, jobs, submission_id)
 
     def why() -> str:

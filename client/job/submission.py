@@ -45,7 +45,7 @@ def submission(
     py_modules: Sequence[str] = (),
     copied: bool = False,
 ) -> Submission:
-    """Make what is sent.
+    """Make the submission.
 
     Args:
         request: what the user asked for.
@@ -117,9 +117,9 @@ def command_line(request: Request, runtime: Runtime) -> str:
 
 
 def _limited(command: str, seconds: float) -> str:
-    """A command that ends by TIMEOUT_SIGNAL where it ran too long, and else as it does by itself.
+    """A command that TIMEOUT_SIGNAL ends if it runs too long, and that otherwise ends as it does by itself.
 
-    `timeout` alone says 124 or 137, which the command may say, too. The shell waits for it even at a stop (TERM).
+    The exit codes 124 and 137 of `timeout` can also be the command's own. The shell waits for it even at a stop (TERM).
     """
     limit = f"timeout -k {STOP_SECONDS} {seconds:.15g} {command}"
     late = f"[ $(($(date +%s%N) - t)) -lt {int(seconds * 1e9)} ] || kill -{TIMEOUT_SIGNAL.name[3:]} $$"

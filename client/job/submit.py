@@ -21,7 +21,7 @@ WAIT_CLUSTER_SECONDS = 900.0
 
 
 def attach(submission_id: str, address: Address) -> Job:
-    """Take up a job that was submitted before.
+    """Attach to a job that was submitted before.
 
     Args:
         submission_id: of the job.
@@ -38,7 +38,7 @@ def attach(submission_id: str, address: Address) -> Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a submit would do; `packed` is the size in bytes of its packed upload."""
+    """The plan of a submit, for --dry-run. `packed` is the size in bytes of the packed upload."""
 
     submission: Submission
     upload: Upload
@@ -55,7 +55,7 @@ def plan(request: Request, address: Address) -> Plan:
 
 
 def _upload(request: Request, where: Runtime) -> Upload:
-    """What has to be uploaded: the working directory, where the job does not run in place, and local py_modules."""
+    """List the upload: the working directory, unless the job runs in place, and local py_modules."""
     folder = None if where.in_place else request.folder
     modules = request.runtime_env.get("py_modules", ())
     return plan_upload(folder, modules, request.runtime_env.get("excludes", ()))
@@ -103,7 +103,7 @@ def send(
         bucket = _bucket(request, target.runtime) if upload.listings else None
         store = Bucket(bucket) if bucket else jobs
         for secret in upload.withheld:
-            fix = f"`!{PurePosixPath(secret).name}` in a .rayignore beside it uploads it"
+            fix = f"to upload it, add `!{PurePosixPath(secret).name}` to a .rayignore in its folder"
             note(f"not uploaded because it looks like a secret: {secret} ({fix})")
         if needs_sdk({k: v for k, v in request.runtime_env.items() if k not in UPLOAD_KEYS}):
             from client.ray_api.sdk import validate
@@ -115,7 +115,7 @@ def send(
             if upload.working_dir and not is_copied(upload.working_dir):
                 note(
                     "the upload is too large to copy for each job: jobs with the same files share a folder, "
-                    "and `fetch` gets only what is in RAY_WORKLOAD_OUTPUTS"
+                    "and `fetch` gets only the files in RAY_WORKLOAD_OUTPUTS"
                 )
             target.wait_ready(note, wait_cluster)
             theirs = None if target.runtime.in_place else target.ray_version or jobs.version()["ray_version"]
@@ -136,7 +136,7 @@ def send(
 
 
 def _compare_versions(theirs: str | None, note: Note) -> None:
-    """Warn of a server with another Ray, which usually works."""
+    """Warn if the cluster runs another version of Ray, which usually works."""
     from importlib.metadata import version
 
     if theirs not in (None, ours := version("ray")):

@@ -19,7 +19,7 @@ _RECENT_SECONDS = 600.0  # older events do not describe the present
 
 
 class Api:
-    """The API server, used with one login."""
+    """Sends requests to the API server with one login."""
 
     def __init__(self, login: Login) -> None:
         """Make no request yet."""

@@ -44,14 +44,14 @@ def find(api: Api, namespace: str | None, name: str | None) -> Object:
         return found[0]
     if found:
         addresses = ", ".join(sorted(address_of(api.login, *path(c).split("/")) for c in found))
-        raise UsageError(f"there are {len(found)} RayClusters in {where}", f"give one as the address: {addresses}")
+        raise UsageError(f"there are {len(found)} RayClusters in {where}", f"use one as the address: {addresses}")
     if api.get(RAY) is None:
         what = f"{api.login.server.url} has no RayCluster resource definition"
         raise Unreachable(what, "install the chart there first (`helm install`)")
-    hint, wanted = "install the chart, or give another address", f"RayCluster {name}" if name else "RayCluster"
+    hint, wanted = "install the chart, or use another address", f"RayCluster {name}" if name else "RayCluster"
     with suppress(NotAuthorised):
         if others := sorted(address_of(api.login, *path(c).split("/")) for c in clusters(api, None)):
-            hint = f"give another address: {', '.join(others)}"
+            hint = f"use another address: {', '.join(others)}"
     raise Unreachable(f"there is no {wanted} in {where}", hint)
 
 
@@ -216,7 +216,7 @@ class Cluster:
 
     def _why_present(self) -> str:
         if not (cluster := self.read()):
-            raise NotFound(f"{self} no longer exists", "install the chart again, or give another address")
+            raise NotFound(f"{self} no longer exists", "install the chart again, or use another address")
         return self._why(cluster)
 
     def facts(self) -> dict[str, object]:
@@ -245,7 +245,7 @@ class Cluster:
         return ""
 
     def why_not_ready(self) -> str:
-        """Why the head takes no jobs, or "" if it does."""
+        """Why the head takes no jobs, or "" if it takes them."""
         cluster = self.read()
         return self._why(cluster) if cluster else "it no longer exists"
 
@@ -263,7 +263,7 @@ class Cluster:
 
 
 def _head_status(cluster: Object) -> Object:
-    """What the operator says of a cluster's head: podIP, serviceName."""
+    """The operator's record of a cluster's head: podIP, serviceName."""
     return cluster.get("status", {}).get("head") or {}
 
 

@@ -112,7 +112,9 @@ class Container:
                 f"pod {self.pod_name} {ended} while the command ran", "run it again when the pod is ready"
             )
         if code is None:
-            raise ContactLost(f"the connection to pod {self.pod_name} was lost", "the command may still run there")
+            raise ContactLost(
+                f"the connection to pod {self.pod_name} was lost", "the command may still be running there"
+            )
         return code
 
     def _why_ended(self) -> str:

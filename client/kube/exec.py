@@ -50,7 +50,7 @@ def run(container: Container, command: Sequence[str], note: Note) -> int:
             else:
                 status = session.run(None)
         except KeyboardInterrupt as error:
-            raise Detached("interrupted", f"the command may still run in pod {container.pod_name}") from error
+            raise Detached("interrupted", f"the command may still be running in pod {container.pod_name}") from error
     return container.exit_code(status)
 
 

@@ -1,4 +1,4 @@
-"""The kubeconfig, read and merged as kubectl does: of each name, and of the current context, the first file counts.
+"""The kubeconfig, read and merged as kubectl does: for each name, and for the current context, the first file counts.
 
 https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/
 The `kubernetes` package can read it, too, but takes 0.3 s to import.
@@ -56,7 +56,7 @@ class Context:
 
 
 def files() -> list[Path]:
-    """The files that exist of those in KUBECONFIG, or the default one."""
+    """The files in KUBECONFIG that exist, or the default one."""
     paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     return [Path(path) for path in paths.split(os.pathsep) if os.path.isfile(path)]
 
@@ -88,7 +88,7 @@ def load(name: str | None) -> Context:
     wanted = name or current
     if (context := merged["contexts"].get(wanted)) is None:
         what = f"the kubeconfig has no context {wanted}" if wanted else "the kubeconfig sets no current context"
-        raise UsageError(what, f"give one of its contexts: {', '.join(merged['contexts']) or 'it has none'}")
+        raise UsageError(what, f"use one of its contexts: {', '.join(merged['contexts']) or 'it has none'}")
     cluster_name, user = str(context.get("cluster")), merged["users"].get(str(context.get("user")), {})
     if not (cluster := merged["clusters"].get(cluster_name, {})).get("server"):
         raise UsageError(

@@ -46,7 +46,7 @@ class Login:
 
 @dataclass(frozen=True)
 class _Credentials:
-    """What the API server knows us by.
+    """The credentials of one login.
 
     Attributes:
         header: for Authorization; empty for none.
@@ -90,7 +90,7 @@ class _Authorization(requests.auth.AuthBase):
         return answer
 
     def _renew(self, used: _Credentials) -> _Credentials:
-        """Newer credentials than those used. Several threads may ask; the first one logs in for all."""
+        """Get newer credentials than those used. Several threads may ask; the first one logs in for all."""
         with self._lock:
             if self._current is used:
                 try:
@@ -212,7 +212,7 @@ def _provider_token(context: kubeconfig.Context) -> bytes:
         "clusters": [{"name": "it", "cluster": {"server": context.cluster["server"]}}],
         "users": [{"name": "it", "user": {"auth-provider": provider}}],
     }
-    what = f"the auth-provider of context {context.name} gives no token"
+    what = f"the auth-provider of context {context.name} returns no token"
     try:
         load_kube_config_from_dict(config, client_configuration=configuration)
         header = configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
@@ -227,7 +227,7 @@ def _token(owner: str, content: bytes) -> str:
     """A token without the line end that a file has."""
     token = content.decode(errors="replace").strip()
     if not is_token(token):
-        raise NotAuthorised(f"the token of {owner} has characters that no token can have", "log in again")
+        raise NotAuthorised(f"the token of {owner} contains invalid characters", "log in again")
     return token
 
 

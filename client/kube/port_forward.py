@@ -55,7 +55,7 @@ class PortForwards:
                 pass
 
     def dashboard(self) -> str:
-        """A URL of the dashboard, in whichever pod is the head at the time of each connection."""
+        """A URL of the dashboard. Each connection goes to the pod that is the head at that time."""
 
         def connect() -> stream.Stream:
             head = self._cluster.existing_head()

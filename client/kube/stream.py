@@ -207,7 +207,7 @@ def connect(login: "Login", path: str, query: list[tuple[str, str]], protocols: 
     proxy = urlsplit(proxy_url(server))
     if proxy.scheme not in ("", "http"):
         what = f"this command cannot use the {proxy.scheme}:// proxy to {server.url}"
-        raise UsageError(what, "give an http:// one as proxy-url of the cluster in the kubeconfig")
+        raise UsageError(what, "set an http:// proxy as the cluster's proxy-url in the kubeconfig")
     tls = {"context": server.tls, "server_hostname": server.server_name}
     connection = websocket.WebSocket(sslopt=tls, enable_multithread=False)
     try:

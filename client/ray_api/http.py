@@ -9,7 +9,7 @@ from client.errors import ClientError, NotAuthorised, ServerFailed, Unreachable,
 from client.http import Http, Refusal
 
 POLL_TIMEOUT = (5.0, 5.0)  # seconds; for what is asked again and again, and is answered at once
-HINT = "give the address of port 8265 of a head with ray[default]"
+HINT = "use the address of port 8265 of a head with ray[default]"
 
 
 class RayServer(Protocol):
@@ -28,7 +28,7 @@ class RayServer(Protocol):
 
 
 def token_refusal(*, sent: bool, hint: str) -> Refusal:
-    """What turns Ray's refusal of a token into an error.
+    """Make the function that turns Ray's refusal of a token into an error.
 
     Args:
         sent: whether a token is sent.
@@ -45,7 +45,7 @@ def token_refusal(*, sent: bool, hint: str) -> Refusal:
 
 
 def refused(response: requests.Response) -> ClientError:
-    """The error for an answer of 4xx or 5xx: its last line is the cause, what is above it the server's traceback."""
+    """The error for an answer of 4xx or 5xx. Its last line is the cause; the lines above are the server's traceback."""
     code = response.status_code
     if code in (404, 405, 501):
         return Unreachable(f"{urlsplit(response.url).netloc} has no job API of Ray (it answers {code})", HINT)

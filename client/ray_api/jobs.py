@@ -1,4 +1,4 @@
-"""Ray's Job API: only what may be repeated is.
+"""Ray's Job API. Only requests that may be repeated are repeated.
 
 All is plain REST, and needs no `ray`, except for a runtime_env that only Ray's Job SDK can check. Sources, all of Ray
 2.60: ray/dashboard/modules/job/job_head.py (routes, status codes), ray/dashboard/modules/node/node_head.py
@@ -80,7 +80,7 @@ class RayJobs:
         return total
 
     def used(self) -> dict[str, float]:
-        """What is used of the resources, by name, a few seconds ago; nothing where the autoscaler does not say."""
+        """The resources in use a few seconds ago, by name; empty if the autoscaler does not report them."""
         response = self._http.request("GET", "/nodes?view=summary")
         nodes = self._read(response, lambda data: list((data["data"].get("nodeLogicalResources") or {}).values()))
         used: dict[str, float] = {}
@@ -89,7 +89,7 @@ class RayJobs:
         return used
 
     def get(self, submission_id: str) -> JobRecord:
-        """One job, but for its driver's start time.
+        """One job, without its driver's start time.
 
         Raises:
             JobNotFound: there is none.
@@ -101,7 +101,7 @@ class RayJobs:
         return self._read(response, record)
 
     def list(self) -> list[JobRecord]:
-        """All submitted jobs of the cluster, the newest first, but for their drivers' start times."""
+        """All submitted jobs of the cluster, the newest first, without their drivers' start times."""
         response = self._http.request("GET", "/api/jobs/")
         jobs = self._read(response, lambda data: [record(job) for job in data if job.get("submission_id")])
         return sorted(jobs, key=lambda job: job.submit_time or 0, reverse=True)
@@ -129,7 +129,7 @@ class RayJobs:
         return self._read(response, lambda data: list(data["data"]["result"]["result"]))
 
     def stop(self, submission_id: str) -> None:
-        """Ask for the end of a job. Ray ignores this while the job is pending, and answers as if it did not."""
+        """Ask for the end of a job. Ray ignores this while the job is pending, but answers that it succeeded."""
         response = self._http.request("POST", _job_path(submission_id) + "/stop", timeout=_SUBMIT_TIMEOUT)
         if response.status_code == 404:
             raise self._not_found(submission_id)
@@ -219,12 +219,10 @@ class RayJobs:
         if found.metadata.get("spec_hash") == arguments["metadata"]["spec_hash"]:
             return False
         what = self._difference(found, arguments, changed)
-        raise ClientError(
-            f"another job, with a different {what}, has the id {found.submission_id}", "give another --id"
-        )
+        raise ClientError(f"another job, with a different {what}, has the id {found.submission_id}", "use another --id")
 
     def _difference(self, found: JobRecord, arguments: Mapping[str, Any], changed: Callable[[int], str]) -> str:
-        """What of a job differs from one that was submitted before, as far as the server tells."""
+        """The parts of a job that differ from one submitted before, as far as the server reports them."""
         response = self._http.request("GET", _job_path(found.submission_id))
         theirs = self._read(response, lambda data: dict(data.get("runtime_env") or {}))
         ours = arguments.get("runtime_env", {})

@@ -85,7 +85,7 @@ class JobLogs:
             return 0
 
     def ends_with(self, job: JobRecord, tail: bytes) -> bool:
-        """Whether a job's log ends as what was read of it, where a broken answer can look like a whole one."""
+        """Whether the end of a job's log is what was read last: a broken answer can look like a whole one."""
         response = self._http.request("GET", self._of_dashboard(job, lines=10))
         end = response.content
         common = min(len(end), len(tail))

@@ -14,7 +14,7 @@ _TIMED_OUT, _STOPPED, _NO_CODE = 124, 143, 1
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What the server knows of a job. It holds no environment variables.
+    """The server's record of a job. It holds no environment variables.
 
     Attributes:
         submission_id: the job's id.

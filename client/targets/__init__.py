@@ -16,7 +16,7 @@ from client.errors import UsageError
 from client.targets.target import Runtime, Target
 
 UNASKED = "no other address is set"
-_FORMS = "give embedded, kubernetes://CONTEXT/NAMESPACE/CLUSTER or http(s)://HOST:PORT"
+_FORMS = "use embedded, kubernetes://CONTEXT/NAMESPACE/CLUSTER or http(s)://HOST:PORT"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def resolve(flag: str | None) -> Address:
 
     In this order: the flag, RAY_WORKLOAD_ADDRESS, an http(s) RAY_ADDRESS, pyproject.toml, a Ray kept by `up embedded`,
     a RayCluster of the Kubernetes that this pod runs in, or of the kubeconfig's current context where that is a cluster
-    on this machine, else embedded. A remote context is never taken unasked: it may be production.
+    on this machine, else embedded. A remote context is used only on request: it may be production.
 
     Args:
         flag: the user's own --address.
@@ -56,12 +56,12 @@ def resolve(flag: str | None) -> Address:
     """
     found = _find(flag)
     if found.scheme != "kubernetes" and "@" in found.value.partition("://")[2].partition("/")[0]:
-        what = f"the address of {found.source} holds a password"
+        what = f"the address of {found.source} contains a password"
         raise UsageError(what, "put a token into the file that RAY_AUTH_TOKEN_PATH names instead")
     if found.scheme not in ("http", "https", "kubernetes") and found.value != "embedded":
         is_host = re.fullmatch(r"[\w.-]+:\d+/?", found.value)
         raise UsageError(
-            f"{found.value} ({found.source}) is not an address", f"give http://{found.value}" if is_host else _FORMS
+            f"{found.value} ({found.source}) is not an address", f"use http://{found.value}" if is_host else _FORMS
         )
     return found
 
@@ -75,13 +75,13 @@ def _find(flag: str | None) -> Address:
     if rays := os.environ.get("RAY_ADDRESS"):
         if rays.startswith(("http://", "https://")):
             return Address(rays, "RAY_ADDRESS")
-        warning = f"RAY_ADDRESS={rays} is ignored, it is not an http address"
+        warning = f"RAY_ADDRESS={rays} is ignored, because it is not an http address"
     found = _configured() or _discovered() or Address("embedded", UNASKED)
     return Address(found.value, found.source, found.from_file, warning)
 
 
 def _discovered() -> Address | None:
-    """A cluster that is there without being named."""
+    """Find a cluster that is used without being named."""
     from client.kube import login
     from client.targets.embedded import target as embedded
 
@@ -120,7 +120,7 @@ def _configured() -> Address | None:
 
 
 def runtime(address: Address) -> Runtime:
-    """What a job's command line depends on at an address, as far as it is known without asking anybody."""
+    """The properties of an address that a job's command line depends on, as far as they are known without a request."""
     embedded = address.value == "embedded"
     return Runtime(sys.executable, in_place=True, secrets={}) if embedded else Runtime()
 
@@ -153,11 +153,11 @@ def connect(address: Address, *, start_in: Path | None = None) -> AbstractContex
 
 
 def _no_cluster() -> UsageError:
-    """The error that names what is there, but is not taken unasked."""
+    """The error that names the clusters that exist, but are used only on request."""
     from client.kube import login
     from client.targets.embedded import folder
 
-    what, hint = "there is no cluster", "start one with `up embedded`, or give its --address"
+    what, hint = "there is no cluster", "start one with `up embedded`, or use --address"
     if heads := ", ".join(f"process {pid} in {cwd}" for pid, cwd in folder.owners()):
         what += f" except the Ray that another client started for itself ({heads})"
     name, is_local = login.current_context()

@@ -29,7 +29,7 @@ def parts(address: str) -> tuple[str | None, str | None, str | None]:
     """Context, namespace and cluster of an address."""
     parts = address.partition("://")[2].rstrip("/").split("/")
     if len(parts) > 3:
-        raise UsageError(f"{address} has too many parts", "give kubernetes://CONTEXT/NAMESPACE/CLUSTER (/ as %2F)")
+        raise UsageError(f"{address} has too many parts", "use kubernetes://CONTEXT/NAMESPACE/CLUSTER (write / as %2F)")
     context, namespace, cluster = (unquote(part) or None for part in [*parts, "", ""][:3])
     return context, namespace, cluster
 
@@ -75,7 +75,7 @@ class KubernetesTarget(Target):
         """Send requests there."""
         hint = "delete its pods, so that they read the token of its Secret again"
         if not self._headers:
-            hint = "have its head take RAY_AUTH_TOKEN from a Secret, as the chart does"
+            hint = "let the head read RAY_AUTH_TOKEN from a Secret, as in the chart"
         refusals = (refusal, token_refusal(sent=bool(self._headers), hint=hint))
         self.http = Http(replace(server, headers=self._headers), *refusals)
 
@@ -104,7 +104,7 @@ class KubernetesTarget(Target):
         return groups(self._object)
 
     def out_of_memory(self, since: float, said: str) -> str:
-        """A pod whose kubelet or whose Ray says so; the kubelet's word comes a moment late."""
+        """The pod that ran out of memory, by its kubelet or by Ray; the kubelet reports a moment late."""
         found = ""
 
         def why() -> str:
@@ -153,7 +153,7 @@ def _outputs(pod: Object) -> str:
 
 @contextmanager
 def _explained(cluster: Cluster) -> Iterator[None]:
-    """Where nothing answers because the cluster is not ready, say that instead."""
+    """If nothing answers because the cluster is not ready, report that instead."""
     try:
         yield
     except Unreachable as error:
@@ -167,7 +167,7 @@ def _explained(cluster: Cluster) -> Iterator[None]:
 
 
 def _proxy_forbidden(target: KubernetesTarget) -> Forbidden | None:
-    """The API server's refusal of its proxy to this login, if it does refuse."""
+    """The API server's refusal to let this login use its proxy; None if it may."""
     try:
         target.ray_version = RayJobs(target).version()["ray_version"]
     except Forbidden as error:

@@ -12,12 +12,12 @@ from client.wait import Note
 STOP_SECONDS = "30"  # RAY_JOB_STOP_WAIT_TIME_S: Ray's own 3 s from SIGTERM to SIGKILL are too short for a checkpoint
 
 OUTPUTS = "RAY_WORKLOAD_OUTPUTS"  # where a job leaves its results
-PLAIN = "RAY_COLOR_PREFIX"  # 0: no colours before the lines of tasks (ray/_private/worker.py, 2.60)
+PLAIN = "RAY_COLOR_PREFIX"  # 0: no colors before the lines of tasks (ray/_private/worker.py, 2.60)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a job's command line depends on.
+    """The properties of a target that a job's command line depends on.
 
     Attributes:
         python: the interpreter that runs a SCRIPT.
@@ -102,11 +102,11 @@ class Target(Protocol):
         return None
 
     def out_of_memory(self, since: float, said: str) -> str:
-        """What ran out of memory after a Unix time, and what to raise; "" if that is not known. Ray `said` the rest."""
+        """Say what ran out of memory after a Unix time, and which limit to raise; "" if not known. `said`: by Ray."""
         return ""
 
     def facts(self) -> Mapping[str, object]:
-        """What else `status` shows, by name."""
+        """More lines for `status`, by name."""
         return {}
 
 

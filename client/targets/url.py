@@ -46,7 +46,7 @@ class UrlTarget(Target):
         token = find_token() if send_token else None
         hint = "put its token into the file that RAY_AUTH_TOKEN_PATH names"
         if not send_token:
-            hint = f"your token is not sent to an address that a pyproject.toml names; give --address {url}"
+            hint = f"your token is not sent to an address that a pyproject.toml names; to send it, use --address {url}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.address, self.runtime = url, Runtime(secrets={})
         self.http = Http(Server(url, headers), token_refusal(sent=bool(token), hint=hint))
@@ -56,7 +56,7 @@ class UrlTarget(Target):
         return same_host_agent(self.address, address)
 
     def wait_ready(self, note: Note, seconds: float) -> None:
-        """Return at once: what does not answer says so when it is asked."""
+        """Return at once: the first request reports a server that does not answer."""
 
 
 @contextmanager
@@ -69,5 +69,5 @@ def connect(address: str, *, send_token: bool) -> Iterator[Target]:
     except ValueError:
         valid = False
     if not valid:
-        raise UsageError(f"{address} is not a usable address", "give one like http://127.0.0.1:8265")
+        raise UsageError(f"{address} is not a usable address", "use one like http://127.0.0.1:8265")
     yield UrlTarget(url, send_token=send_token)

@@ -1,1 +1,1 @@
-"""What is uploaded, before it is."""
+"""Selects and packs the files of an upload."""

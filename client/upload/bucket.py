@@ -1,8 +1,8 @@
 """A bucket that Ray gets uploads from: of Google Cloud Storage (gs://) or S3 (s3://).
 
-An object appears under its name only when all of it has arrived. Who we are is left to the libraries (environment,
-configuration files, the cloud's own identity), and of their errors only codes and class names are shown: their texts
-may hold the address of an upload, which is as good as a login.
+An object appears under its name only when all of it has arrived. The libraries find the login (environment,
+configuration files, the cloud's own identity). Messages show only the codes and class names of their errors: the texts
+may contain the address of an upload, which is as good as a login.
 """
 
 import logging
@@ -60,7 +60,7 @@ class Bucket:
             raise self._error(error) from None
 
     def has_package(self, uri: str) -> bool:
-        """Whether an object is there, as far as we may see: without the right to list, S3 answers 403 where none is."""
+        """Whether an object exists, as far as we may see: without the right to list, S3 answers 403 if it does not."""
         try:
             return bool(self._store.exists(uri))
         except Exception as error:
@@ -96,13 +96,13 @@ class Bucket:
             raise
 
     def _error(self, error: Exception) -> ClientError:
-        """What an error of the store's library means."""
+        """Turn an error of the store's library into one of the client."""
         answer = getattr(error.__cause__ or error, "response", None)  # botocore's
         code = str((answer or {}).get("Error", {}).get("Code", "") or getattr(error, "code", None) or "")
         kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
         shown = code or ("403" if str(error).startswith("Forbidden") else type(error).__name__)
         if isinstance(error, FileNotFoundError):
-            return UsageError(f"there is no bucket {self._name}", "create it, or give another --upload-to")
+            return UsageError(f"there is no bucket {self._name}", "create it, or use another --upload-to")
         if isinstance(error, PermissionError) or shown in ("401", "403") or "Credential" in kinds or "Auth" in kinds:
             what = f"{self._name} does not accept this upload ({shown})"
             return NotAuthorised(what, "log in to the cloud, and ask for the right to read and write objects there")

@@ -86,7 +86,7 @@ class Listing:
 
 
 def listing(root: Path, excludes: Sequence[str] = (), prefix: str = "") -> Listing:
-    """List the files of a folder that an upload contains. Of the files in it, only ignore files are read.
+    """List the files of a folder that an upload contains. This reads only ignore files.
 
     Args:
         root: the folder.
@@ -98,7 +98,7 @@ def listing(root: Path, excludes: Sequence[str] = (), prefix: str = "") -> Listi
     """
     root = root.absolute()
     if not root.is_dir():
-        raise UsageError(f"{printable(str(root))} is not a directory", "give the directory that is to be uploaded")
+        raise UsageError(f"{printable(str(root))} is not a directory", "specify the directory to upload")
     walk = _Walk(
         _rules(excludes, "excludes", _Exclusion.LINE, len(prefix)),
         logins=_file_ids(path for name in _LOGIN_VARIABLES for path in os.environ.get(name, "").split(os.pathsep)),
@@ -241,7 +241,7 @@ def _subdirectory(parent: _Directory, name: str, exclusion: _Exclusion, git_igno
     if git_ignored and not exclusion:
         return directory._replace(git_names=None, gitignore=(), git_overridden=True)
     if parent.git_names is not None and exclusion <= _Exclusion.LINE and (is_link or path not in parent.git_names):
-        # Of a link, a submodule or a repository in the repository, git lists only the name.
+        # git lists only the name of a link, a submodule or a nested repository.
         return directory._replace(git_names=names_by_directory(location, path))
     return directory
 

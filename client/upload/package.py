@@ -73,7 +73,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Upload:
-    """What is uploaded for a job, listed before it is packed.
+    """The upload of a job, listed before it is packed.
 
     Attributes:
         working_dir: the files of the working directory; None if it is not uploaded.
@@ -261,9 +261,9 @@ def _check_limit(size: int, limit: float, listed: Listing) -> None:
     if size > limit:
         largest = ", ".join(f"{printable(entry.path)} ({_mib(entry.size)})" for entry in listed.largest())
         raise UsageError(
-            f"when packed, {printable(str(listed.root))} ({_mib(listed.size)} in {len(listed.entries)} files) is more "
+            f"{printable(str(listed.root))} ({_mib(listed.size)} in {len(listed.entries)} files) packs to more "
             f"than the {LIMIT // 1024**2} MiB that Ray accepts; the largest files are {largest}",
-            "list large files in .rayignore, read the data from a bucket, or upload to one (--upload-to)",
+            "list large files in .rayignore, or upload to a bucket (--upload-to)",
         )
 
 

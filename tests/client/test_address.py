@@ -58,8 +58,8 @@ def test_an_address_that_a_file_names_gets_no_token(run: Cli, token: dict[str, s
             assert not [headers for headers in seen if TOKEN in headers or "authorization" in headers.lower()]
             assert done.returncode == 77
             assert (
-                "the cluster requires a token: your token is not sent to an address that a pyproject.toml names; "
-                f"give --address {url}\n"
+                "the cluster requires a token: your token is not sent to an address that a pyproject.toml names; to "
+                f"send it, use --address {url}\n"
             ) in done.stderr.decode()
             assert f"ray-workload: address {url} ({tmp_path / 'pyproject.toml'})\n" in done.stderr.decode()
             assert TOKEN.encode() not in done.stdout + done.stderr

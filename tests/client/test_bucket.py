@@ -176,7 +176,7 @@ def test_a_large_upload_that_ends_in_the_middle_leaves_nothing_and_is_sent_again
             77,
             "{0}://bucket does not accept this upload ({1}): log in to the cloud, and ask for the right",
         ),
-        ("other", 404, 2, "there is no bucket {0}://other: create it, or give another --upload-to"),
+        ("other", 404, 2, "there is no bucket {0}://other: create it, or use another --upload-to"),
     ],
 )
 def test_what_a_store_refuses_is_one_line(
@@ -264,7 +264,7 @@ def test_ray_on_this_machine_needs_no_bucket(cloud: Cloud, store: Store, scheme:
 def test_the_url_of_a_bucket_is_checked(cloud: Cloud, run: Cli, tmp_path: Path) -> None:
     for wrong in ("gcs://b", "https://b/c", "s3://", "s3://user:pass@b", "s3://b/x?y", "gs://b//c", "s3://b/x y"):
         done = run("submit", "--upload-to", wrong, "--", "true")
-        assert done.returncode == 2 and b"give gs://BUCKET[/PREFIX] or s3://BUCKET[/PREFIX]" in done.stderr, wrong
+        assert done.returncode == 2 and b"use gs://BUCKET[/PREFIX] or s3://BUCKET[/PREFIX]" in done.stderr, wrong
         assert b"pass" not in done.stderr
     with pytest.raises(UsageError, match="upload_to must be a str"):
         client.submit(command=["true"], upload_to=5)  # type: ignore[arg-type]

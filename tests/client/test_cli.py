@@ -58,10 +58,13 @@ def test_a_detached_job_is_found_again(run: Cli, remote: dict[str, str]) -> None
     assert b"job found ended " in again.stderr and b"s ago; nothing was run\n" in again.stderr
     other = run(*given, "--", "true", env=remote)
     assert other.returncode == 1
-    assert b"another job, with a different entrypoint, has the id found: give another --id" in other.stderr
+    assert b"another job, with a different entrypoint, has the id found: use another --id" in other.stderr
     announced = f"ray-workload: address {remote['RAY_WORKLOAD_ADDRESS']} (RAY_WORKLOAD_ADDRESS)\n".encode()
     stopped = run("stop", "found", env=remote)
-    assert (stopped.returncode, stopped.stderr) == (0, announced + b"ray-workload: job found had ended: FAILED\n")
+    assert (stopped.returncode, stopped.stderr) == (
+        0,
+        announced + b"ray-workload: job found had already ended: FAILED\n",
+    )
 
     status = json.loads(run("status", "-o", "json", "found", env=remote).stdout)
     assert status.keys() == SHOWN
@@ -260,7 +263,11 @@ def test_help_names_the_command_that_no_file_can_hide(run: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "hint"),
     [
-        (["ends.py", "2", "--detach"], 2, "the script got --detach, because it comes after the script's name"),
+        (
+            ["ends.py", "2", "--detach"],
+            2,
+            "--detach was passed to the script, because it comes after the script's name",
+        ),
         (["ends.py", "2", "--timeout=5"], 2, "if --timeout is meant for submit, put it before the script"),
         (["ends.py", "3", "--detach"], 3, ""),
         (["ends.py", "2", "--other"], 2, ""),

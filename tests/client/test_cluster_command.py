@@ -183,7 +183,7 @@ def test_the_clones_chart_without_its_dependencies(helm: Helm, tmp_path: Path, m
     with pytest.raises(UsageError, match=r"\(kuberay-operator, ray-cluster\): run `make charts`"):
         helm.install("local", find_chart(None, ()), (), (), 60, lambda: None)
     shutil.rmtree(copy)
-    with pytest.raises(UsageError, match="not in a clone with a chart: give --chart"):
+    with pytest.raises(UsageError, match="not in a clone with a chart: use --chart"):
         find_chart(None, ())
 
 

@@ -125,7 +125,7 @@ def test_a_context_that_is_not_used_is_told(run: Cli, tmp_path: Path, closed: st
     assert found["kubeconfig"]["status"] == "ok"
     assert found["kubeconfig"]["found"] == (
         f"{tmp_path / 'config'}: context far is not used, because its cluster is not on this machine; "
-        "to use it, give --address kubernetes://far"
+        "to use it, add --address kubernetes://far"
     )
     found = lines(run, code=0, env={"KUBECONFIG": str(config(tmp_path, f"https://{closed}", {}, "kind-off"))})
     assert found["kubeconfig"]["status"] == "warn" and "--address kubernetes://kind-off" in found["kubeconfig"]["fix"]

@@ -52,15 +52,15 @@ BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "a folder as script": (["."], {}, ["there is no script .: "]),
     "script outside": (["--working-dir", "sub", "a.py"], {"a.py": "", "sub/b": ""}, ["outside the", "--working-dir"]),
     "no such folder": (["--working-dir", "nope", "--", "true"], {}, ["there is no folder nope"]),
-    "nothing": ([], {}, ["there is nothing to run: give a SCRIPT, or -- and a COMMAND"]),
+    "nothing": ([], {}, ["there is nothing to run: specify a SCRIPT, or -- and a COMMAND"]),
     "no command": (["--"], {}, ["the command after -- is empty"]),
     "empty command": (["--", ""], {}, ["the command after -- is empty"]),
     "--env without =": (["--env", "A", "--", "true"], {}, ["'A' is not NAME=VALUE"]),
     "--env without name": (["--env", "=x", "--", "true"], {}, ["'=x' is not NAME=VALUE"]),
     "--tag without =": (["--tag", "A", "--", "true"], {}, ["'A' is not NAME=VALUE"]),
     "--tag of ours": (["--tag", "user=x", "--", "true"], {}, ["the client itself records user", "another name"]),
-    "--id": (["--id", "a/b", "--", "true"], {}, ["an id may only hold letters, digits"]),
-    "--id of dots": (["--id", "..", "--", "true"], {}, ["an id may only hold letters, digits"]),
+    "--id": (["--id", "a/b", "--", "true"], {}, ["an id may contain only letters, digits"]),
+    "--id of dots": (["--id", "..", "--", "true"], {}, ["an id may contain only letters, digits"]),
     "--timeout 0": (["--timeout", "0", "--", "true"], {}, ["a timeout must be more than 0 seconds"]),
     "--timeout nan": (["--timeout", "nan", "--", "true"], {}, ["--timeout", "'nan' is not a duration like"]),
     "--num-cpus nan": (["--num-cpus", "nan", "--", "true"], {}, ["num_cpus must be a number"]),
@@ -68,8 +68,8 @@ BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "job file no YAML": (["-f", "f"], {"f": "{a: ["}, ["f is not valid YAML at line 1"]),
     "job file no text": (["-f", "f"], {"f": "a: \x01"}, ["f is not valid YAML", "#x0001"]),
     "job file no date": (["-f", "f"], {"f": "a: 2026-13-01"}, ["f is not valid YAML", "month"]),
-    "job file a list": (["-f", "f"], {"f": "- a"}, ["f must hold names and values, not list"]),
-    "job file empty": (["-f", "f"], {"f": ""}, ["f must hold names and values"]),
+    "job file a list": (["-f", "f"], {"f": "- a"}, ["f must contain names and values, not list"]),
+    "job file empty": (["-f", "f"], {"f": ""}, ["f must contain names and values"]),
     "job file unknown key": (["-f", "f"], {"f": "{1: a, entry: b}"}, ["a job has no argument 1: ", "_num_gpus"]),
     "entrypoint no text": (["-f", "f"], {"f": "entrypoint: 5"}, ["entrypoint must be text"]),
     "id no text": (["-f", "f", "--", "true"], {"f": "submission_id: 5"}, ["submission_id must be text"]),
@@ -78,7 +78,7 @@ BAD: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "runtime_env no mapping": (["-f", "f", "--", "true"], {"f": "runtime_env: 5"}, ["runtime_env must be names"]),
     "no runtime_env": (["--runtime-env", "f", "--", "true"], {}, ["cannot read f: No such file"]),
     "runtime_env no YAML": (["--runtime-env", "f", "--", "true"], {"f": "\t"}, ["f is not valid YAML at line 1"]),
-    "runtime_env a list": (["--runtime-env", "f", "--", "true"], {"f": "[]"}, ["f must hold names and values"]),
+    "runtime_env a list": (["--runtime-env", "f", "--", "true"], {"f": "[]"}, ["f must contain names and values"]),
     "env_vars": (["--runtime-env", "f", "--", "true"], {"f": "env_vars: 5"}, ["env_vars must be names and values"]),
     "env_vars value": (["--runtime-env", "f", "--", "true"], {"f": "env_vars: {A: 5}"}, ["env_vars", "5"]),
     "excludes": (["--runtime-env", "f", "--", "true"], {"f": "excludes: 5"}, ["excludes must be a list"]),
@@ -162,21 +162,21 @@ COMMANDS = [["submit", "--", "true"], ["list"], ["status"], ["status", "x"], ["l
         (
             "127.0.0.1:8265",
             2,
-            "127.0.0.1:8265 (--address) is not an address: give http://127.0.0.1:8265",
+            "127.0.0.1:8265 (--address) is not an address: use http://127.0.0.1:8265",
         ),
-        ("ray.example:443/", 2, "is not an address: give http://ray.example:443/"),
-        ("ray://127.0.0.1:10001", 2, "is not an address: give embedded, kubernetes"),
-        ("http://127.0.0.1:99999", 2, "not a usable address: give one like http://127.0.0.1:8265"),
+        ("ray.example:443/", 2, "is not an address: use http://ray.example:443/"),
+        ("ray://127.0.0.1:10001", 2, "is not an address: use embedded, kubernetes"),
+        ("http://127.0.0.1:99999", 2, "not a usable address: use one like http://127.0.0.1:8265"),
         ("http://127.0.0.1:port", 2, "not a usable address"),
         ("http://:8265", 2, "not a usable address"),
         ("http://127.0.0.1:8265/#/jobs", 2, "not a usable address"),
         (
             "http://user:hunter2@127.0.0.1:8265",
             2,
-            "holds a password: put a token into the file that RAY_AUTH_TOKEN_PATH names",
+            "contains a password: put a token into the file that RAY_AUTH_TOKEN_PATH names",
         ),
-        ("http://user:hunter2@127.0.0.1:99999", 2, "holds a password"),
-        ("ftp://user:hunter2@127.0.0.1", 2, "holds a password"),
+        ("http://user:hunter2@127.0.0.1:99999", 2, "contains a password"),
+        ("ftp://user:hunter2@127.0.0.1", 2, "contains a password"),
         ("http://127.0.0.1:9", 69, "http://127.0.0.1:9 does not answer (Connection refused): check the address"),
         ("http://no-such-host.invalid", 69, "does not answer ("),
     ],
@@ -200,7 +200,7 @@ STRANGERS: dict[str, tuple[Answer, int, str]] = {
     "no job API": (only_the_version, 69, "port 8265"),
     "a login page": (lambda *_: (302, {"Location": "https://login.invalid/?state=1"}, b""), 69, "https://login.invalid"),
     "a gateway": (lambda *_: (502, {}, b"Bad Gateway"), 69, "answers 502: try again in a moment"),
-    "a guard": (lambda *_: (403, {}, b"<html>Forbidden</html>"), 77, "403, and that is not Ray: log in there first"),
+    "a guard": (lambda *_: (403, {}, b"<html>Forbidden</html>"), 77, "403, but it is not Ray: log in there first"),
 }  # fmt: skip
 
 
@@ -315,7 +315,7 @@ def test_a_ray_address_of_another_kind_is_passed_over(value: str, run: Cli, tmp_
     for configured, working_dir in (("", f"local://{tmp_path}"), ("http://127.0.0.1:9", "gcs://")):
         write(tmp_path, {"pyproject.toml": f'tool.ray-workload.address = "{configured}"'})
         done = run("submit", "--dry-run", "-o", "json", "--", "true", env={"RAY_ADDRESS": value})
-        assert f"RAY_ADDRESS={value} is ignored, it is not an http address" in refusal(done, 0)
+        assert f"RAY_ADDRESS={value} is ignored, because it is not an http address" in refusal(done, 0)
         assert json.loads(done.stdout)["runtime_env"]["working_dir"].startswith(working_dir)
 
 
@@ -343,7 +343,7 @@ def test_a_broken_pyproject_is_named(text: str, words: str, run: Cli, tmp_path: 
 
 @pytest.mark.parametrize("command", [["submit", "--detach", "--", "true"], ["list"], ["logs", "x"]])
 def test_without_a_cluster_there_is_nothing_to_detach_to(command: list[str], run: Cli) -> None:
-    assert "`up embedded`, or give its --address" in refusal(run(*command), 2)
+    assert "`up embedded`, or use --address" in refusal(run(*command), 2)
 
 
 # Unknown jobs and JSON output

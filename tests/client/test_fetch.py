@@ -141,7 +141,7 @@ def test_a_pattern_without_a_file(pod: LocalPod) -> None:
     assert failed.value.exit_code == 1
     for path in list(contents(pod.folder)):
         (pod.folder / path).unlink()
-    with pytest.raises(ClientError, match="job a-job left no file on a pod"):
+    with pytest.raises(ClientError, match="no running pod has files of job a-job"):
         all_files(pod)
 
 
@@ -199,7 +199,7 @@ def test_a_pod_that_is_gone_costs_only_its_own_files(pod: LocalPod, tmp_path: Pa
     other = LocalPod(tmp_path / "other", "other", "10.0.0.2")
     files, fetched = all_files(pod, other), []
     pod.cuts = [0] * 99
-    with pytest.raises(ContactLost, match="the connection to pod a-pod was lost: `fetch` again"):
+    with pytest.raises(ContactLost, match="the connection to pod a-pod was lost: run `fetch` again"):
         for path in fetch_files(files, Path("got")):
             fetched.append(str(path))
     assert fetched == ["got/elsewhere"] and contents(Path("got")) == {"elsewhere": b"e"}
@@ -365,7 +365,7 @@ def test_nothing_of_the_user_is_replaced(pod: LocalPod) -> None:
     Path("got").mkdir()
     Path("got/log").write_bytes(b"mine")
     files = all_files(pod)
-    with pytest.raises(UsageError, match=r"got/log exists and differs: give another folder \(--to\)"):
+    with pytest.raises(UsageError, match=r"got/log exists and differs: use another folder \(--to\)"):
         list(fetch_files(files, Path("got")))
     assert contents(Path("got")) == {"log": b"mine"} and len(pod.requests) == 1
     Path("got/log").unlink()

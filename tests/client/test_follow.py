@@ -146,7 +146,7 @@ def test_a_log_that_cannot_be_had_whole_is_no_success(
     notes: list[str] = []
     with (
         via_proxy(head, None) as (through, dashboard, _),
-        pytest.raises(ContactLost, match="breaks off after 9000 bytes"),
+        pytest.raises(ContactLost, match="is incomplete after 9000 bytes"),
     ):
         dashboard.faults.false_end_bytes, dashboard.faults.match = 9000, "/api/v0/logs"
         list(follow(through, RayJobs(through), finished.submission_id, notes.append))

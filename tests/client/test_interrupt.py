@@ -71,7 +71,7 @@ def waiting_bytes(client: "subprocess.Popen[bytes]") -> int:
     ("on_interrupt", "presses", "code", "words", "status"),
     [
         ("detach", 1, 130, b"which goes on", "RUNNING"),
-        ("stop", 2, 75, b"may still run", None),
+        ("stop", 2, 75, b"may still be running", None),
     ],
     ids=["detach", "stop"],
 )
@@ -166,7 +166,7 @@ def test_leaving_while_the_network_is_down_says_that_the_job_may_still_run(
             _, errors = client.communicate(timeout=30)
             assert client.returncode == 75, errors
         assert proxy.fired["refused"]
-    assert f"job {job_id}".encode() in errors and b"may still run" in errors and b"Traceback" not in errors
+    assert f"job {job_id}".encode() in errors and b"may still be running" in errors and b"Traceback" not in errors
     assert jobs.get(job_id).status == "RUNNING"
 
 
@@ -181,6 +181,6 @@ def test_a_stop_that_does_not_arrive_says_that_the_job_may_still_run(
         def cut(line: bytes) -> None:
             dashboard.faults.status, dashboard.faults.match = 503, "/api/jobs/"
 
-        with pytest.raises(ContactLost, match=f"connection lost for . s, job {job_id} may still run"):
+        with pytest.raises(ContactLost, match=f"connection lost for . s, job {job_id} may still be running"):
             follow.write_to_end(follow.follow(through, RayJobs(through), job_id, stop=True), cut)
         assert dashboard.fired["status"]

@@ -125,7 +125,7 @@ def test_a_remote_context_is_named_where_there_is_no_cluster(run: Cli, tmp_path:
         done = run(*command, env=env)
         assert done.returncode == 2
         assert done.stderr.decode().splitlines()[-1] == (
-            "ray-workload: there is no cluster: start one with `up embedded`, or give its --address; for the current "
+            "ray-workload: there is no cluster: start one with `up embedded`, or use --address; for the current "
             "context of the kubeconfig, which is not on this machine: --address kubernetes://far%40gke"
         )
 
@@ -155,13 +155,13 @@ def test_a_wrong_namespace_or_cluster_lists_those_that_exist(address: str, what:
         done = run("list", "--address", address, env={"KUBECONFIG": str(config(tmp_path, url, {"token": "t"}))})
     assert (done.returncode, done.stderr.decode()) == (
         69,
-        f"ray-workload: {what}: give another address: kubernetes://far/team/a, kubernetes://far/team/b\n",
+        f"ray-workload: {what}: use another address: kubernetes://far/team/a, kubernetes://far/team/b\n",
     )
     if address.endswith("far/nope"):
         with serving(answer_without_others) as url:
             done = run("list", "--address", address, env={"KUBECONFIG": str(config(tmp_path, url, {"token": "t"}))})
         assert done.returncode == 69
-        assert done.stderr.decode() == f"ray-workload: {what}: install the chart, or give another address\n"
+        assert done.stderr.decode() == f"ray-workload: {what}: install the chart, or use another address\n"
 
 
 def test_a_local_context_that_is_down_is_passed_over(

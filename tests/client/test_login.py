@@ -107,7 +107,7 @@ def test_a_named_context_needs_no_current_one(
     monkeypatch.setenv("KUBECONFIG", str(path))
     assert (kube.login("kind-x").context, kube.local_context()) == ("kind-x", None)
     what = f"has no context {current}" if current else "sets no current context"
-    with pytest.raises(UsageError, match=f"{what}: give one of its contexts: kind-x"):
+    with pytest.raises(UsageError, match=f"{what}: use one of its contexts: kind-x"):
         kube.login(None)
 
 
@@ -209,7 +209,7 @@ def test_an_auth_provider_that_gives_no_token(tmp_path: Path, monkeypatch: pytes
         ({"name": "oidc", "config": {}}, "log in again"),
     ):
         monkeypatch.setenv("KUBECONFIG", str(config(tmp_path, SERVER, {"auth-provider": provider})))
-        with pytest.raises(NotAuthorised, match=f"the auth-provider of context far gives no token.*: {hint}"):
+        with pytest.raises(NotAuthorised, match=f"the auth-provider of context far returns no token.*: {hint}"):
             kube.login(None)
 
 

@@ -66,7 +66,7 @@ def test_a_kept_ray_says_where_results_are(folder: Path, run: Cli) -> None:
         done = run("submit", "--id", "there", "job.py", "b.txt", cwd=other)
         assert last_line(done) == f"ray-workload: outputs: {other}/outputs"
         assert f"outputs     {other}/outputs\n".encode() in run("status", "there").stdout
-        assert last_line(run("fetch", "there")).endswith(f"its files are {other}/outputs")
+        assert last_line(run("fetch", "there")).endswith(f"its files are in {other}/outputs")
     finally:
         run("down", "embedded")
     assert (other / "outputs" / "b.txt").exists() and (other / "outputs" / ".gitignore").exists()

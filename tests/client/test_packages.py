@@ -101,7 +101,7 @@ def test_the_client_runs_from_a_users_environment(
     module = sysconfig.get_path("purelib", vars={"base": str(users_python.parents[1])})
     assert f"\n{users_python} {module}/client/__init__.py\n" in done.stdout, done.stderr
     up = installed("up", "local")
-    where = "give --chart a folder like charts/ray-workload of a clone, an archive (.tgz), or oci://HOST/PATH"
+    where = "use --chart with a folder like charts/ray-workload of a clone, an archive (.tgz), or oci://HOST/PATH"
     assert (up.returncode, up.stderr) == (2, f"ray-workload: this client is not in a clone with a chart: {where}\n")
 
 
@@ -164,7 +164,7 @@ def test_packages_of_options_are_installed_once(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--runtime-env", "requirements.txt"], "give a list of packages as --requirements requirements.txt"),
+        (["--runtime-env", "requirements.txt"], "pass a list of packages with --requirements requirements.txt"),
         (["--requirements", "none.txt"], "cannot read none.txt: No such file or directory"),
         (["--requirements", "editable.txt"], "editable.txt: `-e .` names a file, which is not sent: list all packages"),
         (["--requirements", "constrained.txt"], "`--constraint=a.txt` names a file, which is not sent: list all"),
@@ -205,7 +205,7 @@ def test_packages_without_a_password_in_them(line: str, allow_plain: bool) -> No
 
 
 def test_pip_in_python_is_a_list() -> None:
-    with pytest.raises(UsageError, match=r"pip must be a list: give pip=\['einops'\]"):
+    with pytest.raises(UsageError, match=r"pip must be a list: use pip=\['einops'\]"):
         Request(command=["true"], pip="einops")
 
 

@@ -192,10 +192,10 @@ def test_help_and_completion_need_no_ray(tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "unknown": (lambda: client.submit("a.py", nam="x"), r"submit\(\) has no argument nam: it has script, .* name, "),
-    "nothing": (lambda: client.submit(), "there is nothing to run: give a script or a command"),
-    "both": (lambda: client.submit("a.py", command=["true"]), "runs a script or a command: give one of them"),
-    "no script": (lambda: client.submit("b.py"), r"there is no script b.py: to run a command, give command=\[...\]"),
-    "outside": (lambda: client.submit("a.py", working_dir="sub"), "give a working_dir that contains it$"),
+    "nothing": (lambda: client.submit(), "there is nothing to run: specify a script or a command"),
+    "both": (lambda: client.submit("a.py", command=["true"]), "runs a script or a command: specify one of them"),
+    "no script": (lambda: client.submit("b.py"), r"there is no script b.py: to run a command, use command=\[...\]"),
+    "outside": (lambda: client.submit("a.py", working_dir="sub"), "use a working_dir that contains it$"),
     "script": (lambda: client.submit(5), "script must be a str or a Path"),  # type: ignore[arg-type]
     "args": (lambda: client.submit("a.py", 5), "args must be str, like '4'"),  # type: ignore[arg-type]
     "command": (lambda: client.submit(command="echo hi"), r"command must be a list of str, like \['echo', 'hello'\]"),
@@ -207,12 +207,12 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "cpus": (lambda: client.submit("a.py", entrypoint_num_cpus="2"), "entrypoint_num_cpus must be a number"),
     "id": (lambda: client.submit("a.py", submission_id=5), "submission_id must be text"),
     "secret": (lambda: client.submit("a.py", env={"A_TOKEN": "x"}), r"\(secret_env\), or allow_plain=True"),
-    "secret_env": (lambda: client.submit("a.py", secret_env={"A": "b"}), "give secret_env={'A': 'SECRET/KEY'}"),
-    "secret name": (lambda: client.submit("a.py", secret_env={"A-": None}), "give secret_env={'NAME': 'SECRET/KEY'}"),
-    "address": (lambda: client.submit("a.py", address="nowhere"), r"nowhere \(address\) is not an address: give emb"),
+    "secret_env": (lambda: client.submit("a.py", secret_env={"A": "b"}), "use secret_env={'A': 'SECRET/KEY'}"),
+    "secret name": (lambda: client.submit("a.py", secret_env={"A-": None}), "use secret_env={'NAME': 'SECRET/KEY'}"),
+    "address": (lambda: client.submit("a.py", address="nowhere"), r"nowhere \(address\) is not an address: use emb"),
     "no address": (lambda: client.jobs(5), "address must be a str"),  # type: ignore[arg-type]
     "attach": (lambda: client.attach(5), "submission_id must be a str"),  # type: ignore[arg-type]
-    "no cluster": (lambda: client.jobs("embedded"), "start one with `ray-workload up embedded`, or give its add"),
+    "no cluster": (lambda: client.jobs("embedded"), "start one with `ray-workload up embedded`, or use addr"),
 }
 
 
@@ -230,7 +230,7 @@ def test_a_wrong_argument_is_told_in_pythons_words(case: str, as_remote: Path) -
 def test_an_id_that_is_taken_or_unknown_is_told_in_pythons_words(as_remote: Path) -> None:
     (as_remote / "a.py").write_text("")
     client.submit(command=["true"], submission_id="taken").wait()
-    with pytest.raises(client.ClientError, match="has the id taken: give another submission_id$"):
+    with pytest.raises(client.ClientError, match="has the id taken: use another submission_id$"):
         client.submit(command=["false"], submission_id="taken")
     with pytest.raises(client.JobNotFound, match=r"`client.jobs\(\)` shows all jobs"):
         client.attach("never-was")

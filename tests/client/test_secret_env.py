@@ -53,10 +53,10 @@ def test_the_entrypoint_keeps_its_exit_code_and_its_timeout(mounted: dict[str, s
     ("name", "where", "words"),
     [
         ("A", "gone/key", "mounts no Secret gone; it mounts wandb, it's odd: add it to `secrets`"),
-        ("A", "wandb", "give --secret-env A=SECRET/KEY"),
-        ("A", "wandb/", "give --secret-env A=SECRET/KEY"),
-        ("A B", None, "is not a name of a variable"),
-        ("1A;rm", "wandb/api-key", "is not a name of a variable"),
+        ("A", "wandb", "use --secret-env A=SECRET/KEY"),
+        ("A", "wandb/", "use --secret-env A=SECRET/KEY"),
+        ("A B", None, "is not a valid name of a variable"),
+        ("1A;rm", "wandb/api-key", "is not a valid name of a variable"),
     ],
 )
 def test_what_cannot_be(mounted: dict[str, str], name: str, where: str | None, words: str) -> None:

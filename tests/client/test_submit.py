@@ -83,11 +83,11 @@ def test_the_same_id_attaches_and_another_spec_is_refused(as_remote: Path, run: 
     for what, change in changes.items():
         other = run("submit", "--id", "same", *change)
         assert other.returncode == 1
-        assert f"another job, with a different {what}, has the id same: give another --id\n" in other.stderr.decode()
+        assert f"another job, with a different {what}, has the id same: use another --id\n" in other.stderr.decode()
     (as_remote / "left.py").write_text("")
     os.utime(as_remote / "left.py", (0, 0))  # like a file that was moved here
     other = run("submit", "--id", "same", "a.py")
-    assert b"another job, with a different folder, has the id same: give another --id" in other.stderr
+    assert b"another job, with a different folder, has the id same: use another --id" in other.stderr
     (as_remote / "a.py").write_text("print('changed')")
     other = run("submit", "--id", "same", "a.py")
     assert other.returncode == 1
@@ -418,7 +418,7 @@ def test_whether_an_id_is_taken_is_asked_and_not_read_from_words(head: Target, j
         through = RayJobs(Rerouted(head, url=url))
         assert [through.submit(arguments), through.submit(arguments)] == [True, False]
         other = arguments_of(head, tmp_path / "other", "other-words")
-        with pytest.raises(client.ClientError, match="another job, .* has the id other-words: give another --id"):
+        with pytest.raises(client.ClientError, match="another job, .* has the id other-words: use another --id"):
             through.submit(other)
     assert refused == 2
     assert Job("other-words", head, ExitStack()).wait().exit_code == 0

@@ -86,7 +86,7 @@ def test_a_driver_that_waited_and_ends_with_a_timeouts_code_is_no_timeout(
         last = followed.stderr.decode().splitlines()[-2]
         told = re.fullmatch(
             rf"ray-workload: job {name} failed with exit code {code} after ([\d.]+) s "
-            r"\(and ([\d.]+) s of waiting to start\)",
+            r"\(it waited ([\d.]+) s to start\)",
             last,
         )
         assert told and float(told[1]) < 3 and float(told[2]) > 5, last

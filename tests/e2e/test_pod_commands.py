@@ -318,7 +318,7 @@ def test_what_a_limited_login_may_not_do(ray: Cluster, tmp_path: Path) -> None:
     code, found = checks(ray, kubeconfig=account(ray, "reader", READ, tmp_path))
     assert code == 1
     assert found["login"]["found"].endswith(f"system:serviceaccount:{ray.namespace}:reader")
-    assert found["operator"]["status"] == "warn" and "not seen" in found["operator"]["found"]
+    assert found["operator"]["status"] == "warn" and "unknown" in found["operator"]["found"]
     assert found["permissions"]["status"] == "FAIL" and "ray-submitter" in found["permissions"]["fix"]
     assert "services/proxy http:ray-" in found["permissions"]["found"]
     assert found["optional"]["status"] == "warn"

@@ -237,7 +237,7 @@ def test_down_where_the_hook_has_no_image(here: Here) -> None:
     assert here.up(NO_IMAGE, timeout=8).returncode == 124
     began = time.monotonic()
     ended = here.down()
-    succeeded(ended, "the chart's own cleanup failed (pod ray-cleanup-")
+    succeeded(ended, "the chart's cleanup failed (pod ray-cleanup-")
     assert time.monotonic() - began < 60
     assert not inventory(here.namespace)
 

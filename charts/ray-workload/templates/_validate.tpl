@@ -68,11 +68,11 @@
   {{- if ne (toString $default) (toString (get $given.worker $key)) }}{{ $found = append $found (printf "ray-cluster.worker.%s is not used: set it in workers or workerGroups instead" $key) }}{{ end -}}
 {{- end -}}
 {{- range $name, $group := $given.additionalWorkerGroups -}}
-  {{- if and (not (hasKey $groups $name)) (not $group.disabled) }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s is no group of workerGroups: add it there" $name) }}{{ end -}}
+  {{- if and (not (hasKey $groups $name)) (not $group.disabled) }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s is not in workerGroups: add it there" $name) }}{{ end -}}
   {{- with keys (pick $group "replicas" "minReplicas" "maxReplicas" "numOfHosts" "disabled") }}{{ if hasKey $groups $name }}{{ $found = append $found (printf "ray-cluster.additionalWorkerGroups.%s: %s is not used: set it in workerGroups.%s instead" $name (join ", " (sortAlpha .)) $name) }}{{ end }}{{ end -}}
 {{- end -}}
 {{- range $name, $group := $groups -}}
-  {{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" $name)) (include "ray-workload.misread" $name) (eq $name "head") }}{{ $found = append $found (printf "workerGroups.%s: the name must have at most 63 characters, contain only a-z, 0-9 and -, not start or end with -, and not be a number, a keyword or head: rename the group" $name) }}{{ end -}}
+  {{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" $name)) (include "ray-workload.misread" $name) (eq $name "head") }}{{ $found = append $found (printf "workerGroups.%s: the name must have at most 63 characters of a-z, 0-9 and -. It cannot start or end with -, or be a number, a keyword or head: rename the group" $name) }}{{ end -}}
   {{- if and $.Values.autoscaling.enabled (gt (int (ternary $group.replicas $group.minReplicas (kindIs "invalid" $group.minReplicas))) (int $group.maxReplicas)) }}{{ $found = append $found (printf "workerGroups.%s: the minimum of the replicas is more than maxReplicas, which is %d: correct one" $name (int $group.maxReplicas)) }}{{ end -}}
   {{- if and $group.spot (not $.Values.spotNodes) }}{{ $found = append $found (printf "workerGroups.%s.spot is true, but spotNodes is empty: set spotNodes to the label of spot nodes" $name) }}{{ end -}}
   {{- range $key, $value := $.Values.spotNodes -}}
@@ -85,7 +85,7 @@
 {{- $nodes := append (keys $groups) "head" -}}
 {{- range $name, $secret := .Values.secrets -}}
   {{- if eq (empty $secret.existingSecret) (empty $secret.data) }}{{ $found = append $found (printf "secrets.%s must have either data or existingSecret: set one of them" $name) }}{{ end -}}
-  {{- if hasKey $.Values.volumes $name }}{{ $found = append $found (printf "secrets.%s and volumes.%s have one name: rename one" $name $name) }}{{ end -}}
+  {{- if hasKey $.Values.volumes $name }}{{ $found = append $found (printf "secrets.%s and volumes.%s have the same name: rename one" $name $name) }}{{ end -}}
 {{- end -}}
 {{- range $name, $volume := .Values.volumes -}}
   {{- if ne 1 (len (omit $volume "mountPath" "subPath" "readOnly" "groups")) }}{{ $found = append $found (printf "volumes.%s must have exactly one source: set it, e.g. persistentVolumeClaim: {claimName: NAME}" $name) }}{{ end -}}

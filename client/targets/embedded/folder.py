@@ -1,4 +1,4 @@
-"""The folders of embedded Ray heads: whose head lives, and what is left of one that was killed.
+"""The folders of embedded Ray heads: which heads are alive, and the remains of a killed one.
 
     $TMPDIR/rw-UID/warm/        the head that `up embedded` keeps, at most one
                    RANDOM/      a cold head: it lives as long as one client

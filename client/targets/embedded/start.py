@@ -42,9 +42,9 @@ def identity(folder: Path) -> tuple[int, int]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, below those that the system gives to anybody who asks for any.
+    """Ports that are free now, below the range from which the system gives out ports.
 
-    Should another take one first, the head does not start, and says so.
+    If another process takes one first, the head does not start, and says so.
     """
     ports: list[int] = []
     while len(ports) < count:

@@ -22,7 +22,7 @@ from client.wait import Note, silent
 
 _END_SECONDS = 30.0
 _VMSTAT = Path("/proc/vmstat")
-_OUT_OF_MEMORY = "memory ran out on this machine meanwhile, and the kernel killed a process: use less memory at a time"
+_OUT_OF_MEMORY = "this machine ran out of memory, and the kernel killed a process: use less memory"
 
 
 @contextmanager
@@ -71,7 +71,7 @@ class EmbeddedTarget(Target):
         return self._directory / "session_latest" / "logs" / f"job-driver-{submission_id}.log"
 
     def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
-        """None: there is this node alone."""
+        """None: there is only this node."""
         return ()
 
     def out_of_memory(self, since: float, said: str) -> str:
@@ -79,12 +79,12 @@ class EmbeddedTarget(Target):
         return _OUT_OF_MEMORY if _killed_by_kernel() > self._killed_before else ""
 
     def runs_in(self, folder: Path) -> bool:
-        """Whether the head was started in it."""
+        """Whether the head was started in the folder."""
         return list(identity(folder)) == list(self._head.folder)
 
 
 def _wait_end(process: "subprocess.Popen[bytes]") -> None:
-    """Give the keeper time to end all; where that is not enough it goes on without us."""
+    """Give the keeper time to end all processes; after that, it continues alone."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(_END_SECONDS)
 
