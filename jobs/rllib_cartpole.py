@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--env-runners", type=int, default=1, help="processes that play, each on a CPU (default: 1)")
     args = parser.parse_args()
     outputs = os.environ.get("RAY_WORKLOAD_OUTPUTS", os.path.abspath("outputs"))
-    for name in "ray.rllib", "ray.tune":  # they warn about settings of RLlib itself
+    for name in "ray.rllib", "ray.tune", "ray._common.deprecation":  # they warn about RLlib itself
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.init()  # connects to the cluster when run as a job, else starts Ray on this machine
     config = (

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def job(folder: Path) -> Job:
     """Return a function that runs `python jobs/NAME.py`, which starts a Ray for itself."""
 
-    def job(name: str, *args: str, timeout: float = 120, **env: str) -> "subprocess.CompletedProcess[str]":
+    def job(name: str, *args: str, timeout: float = 240, **env: str) -> "subprocess.CompletedProcess[str]":
         return run((sys.executable, f"jobs/{name}.py", *args), folder, timeout, **PLAIN, **env)
 
     return job
@@ -57,7 +57,7 @@ def warm(environment: Path) -> Iterator[None]:
 def submit(folder: Path, warm: None) -> Job:
     """Return a function that runs `ray-workload submit jobs/NAME.py` on the Ray that is kept."""
 
-    def submit(name: str, *args: str, timeout: float = 120, **env: str) -> "subprocess.CompletedProcess[str]":
+    def submit(name: str, *args: str, timeout: float = 240, **env: str) -> "subprocess.CompletedProcess[str]":
         return run((*CLIENT, "submit", f"jobs/{name}.py", *args), folder, timeout, **env)
 
     return submit

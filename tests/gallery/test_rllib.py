@@ -32,7 +32,7 @@ def returns(output: str) -> list[float]:
 
 
 def test_the_policy_learns(submit: Job, folder: Path) -> None:
-    done = submit("rllib_cartpole", timeout=240)
+    done = submit("rllib_cartpole")
     assert done.returncode == 0, done.stdout
     learned = returns(done.stdout)
     assert learned[0] < 60 < 150 <= learned[-1] and max(learned[:-1]) < 150
