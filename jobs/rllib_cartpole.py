@@ -1,6 +1,6 @@
 """Learn to balance a pole with RLlib: PPO trains a policy for CartPole until its mean return is high enough.
 
-One process learns, others play. It takes 60 s on 2 cores, and needs `pip install '.[rllib]'`.
+One process learns, others play. It takes 30 s on 2 cores, and needs `pip install '.[rllib]'`.
 
 On a cluster:  ray-workload submit jobs/rllib_cartpole.py --env-runners 8 --reward 450
 Without one:   python jobs/rllib_cartpole.py

@@ -2,7 +2,7 @@
 
 The workers use the cluster's GPUs if it has any, else 2 CPUs. Each epoch ends with a checkpoint. If the job is killed,
 the same command resumes from the last one. On a cluster of several nodes, --storage must name a folder that all of them
-share, or a bucket. It takes 20 s on 2 cores, and needs `pip install '.[train]'`.
+share, or a bucket. It takes 30 s on 2 cores, and needs `pip install '.[train]'`.
 
 On a cluster:  ray-workload submit jobs/train_torch.py --storage /mnt/shared/digits
 Without one:   python jobs/train_torch.py
