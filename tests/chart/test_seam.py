@@ -68,6 +68,7 @@ SNIPPETS: dict[str, tuple[int, Callable[[Any], bool]]] = {
     "A volume claim": (4, of_claim),
     "A GPU group": (5, lambda c: True),
     "Your own token": (1, lambda c: "'name': 'my-token'" in str(c["env"])),
+    "Ray Serve and Ray Client": (1, lambda c: True),  # see test_network
     "Your own image": (2, lambda c: c["image"].startswith("LOCATION-docker.pkg.dev/PROJECT/REPOSITORY/ray-workload:")),
 }
 

@@ -97,8 +97,13 @@ def test_it_is_refused_without_the_token_and_with_another(head: Head, environmen
         subprocess.Popen((*JOB, head.address), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for env in ({**os.environ, "RAY_AUTH_MODE": "disabled"}, with_token(other))
     ]
-    for process in processes:
-        stdout, stderr = process.communicate(timeout=120)
-        assert (process.returncode, stdout) == (1, "")
-        assert f"wrong: no connection to {head.address} (ray client connection timeout): check the" in stderr
+    try:
+        for process in processes:
+            stdout, stderr = process.communicate(timeout=120)
+            assert (process.returncode, stdout) == (1, "")
+            assert f"wrong: no connection to {head.address} (ray client connection timeout): check the" in stderr
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     assert head.log().count(REFUSED) > before
