@@ -39,7 +39,7 @@ gallery: $(GALLERY)/.done  ## run the jobs of jobs/ with all extras, torch inclu
 
 e2e: $(VENV)/.done  ## test on the cluster of the current kubeconfig
 	@$(CHARTS)
-	$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "not alone and not soak" tests/e2e
+	$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "not alone and not soak" --durations=12 tests/e2e
 	$(BIN)/python -m pytest -m "alone and not soak" tests/e2e
 
 soak: $(VENV)/.done  ## run the long repeats; uses the same cluster
