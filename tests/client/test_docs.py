@@ -8,11 +8,31 @@ from pathlib import Path
 
 import pytest
 
+from ci.messages import gather
 from client.cli.main import cli
 from tests.conftest import ROOT, Cli
 from tests.guide import NOT_RUN, PAGES, blocks, copy_repository, pages, script
 
 README = ROOT / "README.md"
+# Kubernetes, helm, Docker and Python say these, or a word stands for a placeholder of ours.
+NOT_LITERAL = [
+    "address embedded (a Ray of its own; no other address is set)",
+    "there is no RayCluster in ... of context ...",
+    "the login plugin gke-gcloud-auth-plugin of context ... cannot be run (No such file or directory)",
+    "the API server answers 503 (error trying to reach service: ...)",
+    "the Secret ... with the token of RayCluster ... does not exist, or has no key auth_token",
+    'no matches for kind "RayCluster" in version "ray.io/v1"',
+    'Service "ray-api" is invalid: spec.ports[0].nodePort: ... provided port is already allocated',
+    "Bind for 127.0.0.1:8265 failed: port is already allocated",
+    "values don't meet the specifications of the schema(s)",
+    "another operation (install/upgrade/rollback) is in progress",
+    "has no node: 0/... nodes are available: ... didn't match Pod's node affinity/selector",
+    "... had untolerated taint",
+    "there is no module ... in the cluster's image",
+    "no package index could be reached from the cluster",
+    "... ran out of memory (OOMKilled): raise head.memory",
+    "No space left on device",
+]
 
 
 def name(page: Path) -> str:
@@ -73,6 +93,20 @@ def test_the_site_is_built_and_every_link_leads_somewhere(tmp_path: Path) -> Non
     for file in site.rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*?(?:src|href)="(https?:[^"]+)"', file.read_text())
         assert not loaded, file
+
+
+def triples(text: str) -> set[tuple[str, ...]]:
+    """Return each three words in a row, which no placeholder, number or bracket separates."""
+    parts = [re.findall(r"[A-Za-z']+", part) for part in re.split(r"\{[^}]*\}|\.\.\.|[\d(:]", text)]
+    return {triple for words in parts for triple in zip(words, words[1:], words[2:], strict=False)}
+
+
+def test_troubleshooting_has_the_words_of_the_messages() -> None:
+    ours = set().union(*(triples(text) for _, _, text in gather()))
+    text = (ROOT / "docs/troubleshooting.md").read_text().replace("\n", " ")
+    quotes = re.findall(r"`+([^`]+)`+", " ".join(re.findall(r"\*\*(`.+?`)\*\*", text)))
+    others = [quote for quote in quotes if not triples(quote) <= ours]
+    assert len(quotes) > 40 and others == NOT_LITERAL
 
 
 def lines_of(picture: Path) -> set[str]:
