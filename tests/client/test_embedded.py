@@ -114,13 +114,15 @@ def test_a_script_and_its_tasks_run_where_its_files_are(run: Cli, tmp_path: Path
     (tmp_path / "data").write_text("of the folder")
     (tmp_path / "sub" / "beside.py").write_text("def read(): return open('data').read()")
     task = "print(ray.get(ray.remote(lambda: __import__('beside').read()).remote()))\n"
+    task += "print('a task has', ray.get(ray.remote(lambda: os.environ.get('RAY_ADDRESS')).remote()))\n"
     (tmp_path / "sub" / "a.py").write_text(f"{WHERE}import beside, ray\nray.init()\n{task}")
     done = run("submit", "--num-cpus", "1", "sub/a.py")
     assert done.returncode == 0, done.stderr
     assert b"\nof the folder\n" in done.stdout
     assert done.stderr.count(b"ray-workload: starting Ray\n") == 1
     assert (tmp_path / "made-here").exists()
-    assert re.search(rb"^head 127.0.0.1:\d+$", done.stdout, re.MULTILINE)
+    (head,) = re.findall(rb"^head (127.0.0.1:\d+)$", done.stdout, re.MULTILINE)
+    assert b"\na task has " + head + b"\n" in done.stdout
     assert b"address embedded (a Ray of its own; no other address is set)" in done.stderr
     assert b"\ncolours 0\n" in done.stdout
     assert not heads(), "the head still exists after the command"

@@ -65,6 +65,7 @@ def start(directory: Path, lock: int, folder: Path, *, stdin: int) -> "tuple[sub
     defaults = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, OUTPUTS: f"{folder}/outputs"}
     environment = {**defaults, **inherited} | {
         "PWD": str(folder),
+        "RAY_ADDRESS": f"127.0.0.1:{gcs}",  # for what runs in a worker and would search the machine for a Ray
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
