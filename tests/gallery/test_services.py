@@ -41,10 +41,10 @@ def warm(running: Services) -> Iterator[dict[str, str]]:
     """The environment of a Ray that is kept, and that knows the servers."""
     with tempfile.TemporaryDirectory(prefix="rwt", dir="/tmp") as own:  # so that `up` finds no other one
         env = {**running.env, "TMPDIR": own}
-        done = run((*CLIENT, "up", "embedded"), ROOT, 120, **env)
+        done = run((*CLIENT, "up", "embedded"), Path(own), 120, **env)
         assert done.returncode == 0, done.stderr
         yield env
-        done = run((*CLIENT, "down", "embedded"), ROOT, 60, **env)
+        done = run((*CLIENT, "down", "embedded"), Path(own), 60, **env)
         assert done.returncode == 0, done.stderr
 
 
