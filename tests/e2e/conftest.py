@@ -3,8 +3,8 @@
 Tests can import these from tests.e2e.conftest:
 
 - `IMAGE`, `NEXT_IMAGE` (the same content, for upgrades), `JOBS_IMAGE` (with extras), `OWN_IMAGE` (of `ci/own-image`),
-  `REDIS_IMAGE`: the values of these environment variables, by default the images of `ci/kind images --e2e`. `HELM4`: a
-  second helm from this variable, or None. `CHART`: the path.
+  `REDIS_IMAGE`, `SERVICES_IMAGE` (PostgreSQL, Redis and Kafka): the values of these environment variables, by default
+  the images of `ci/kind images --e2e`. `HELM4`: a second helm from this variable, or None. `CHART`: the path.
 - `kubectl(*args, input=None, check=True, timeout=60)`, `helm(*args, ..., tool="helm")`: run in the project's folder and
   return a CompletedProcess with text; with `check`, a non-zero exit code fails the test and shows the output.
 - `get(*args)`: the parsed output of `kubectl get`. `apply(*manifests)`.
@@ -47,6 +47,7 @@ IMAGE = os.environ.get("IMAGE", "ray-workload:dev")
 NEXT_IMAGE = os.environ.get("NEXT_IMAGE", "ray-workload:next")
 JOBS_IMAGE = os.environ.get("JOBS_IMAGE", "ray-workload:jobs")
 OWN_IMAGE = os.environ.get("OWN_IMAGE", "ray-workload:own")
+SERVICES_IMAGE = os.environ.get("SERVICES_IMAGE", "ray-workload-services:dev")
 REDIS_IMAGE = os.environ.get("REDIS_IMAGE", "ray-workload-redis:dev")
 HELM4 = os.environ.get("HELM4") or None
 # Read before the tests change HOME: the login programs of a kubeconfig may need the user's home.
@@ -213,14 +214,15 @@ def _what_is_missing() -> str | None:
         said = reached.stderr.strip().splitlines() or ["nothing"]
         return f"no cluster: run `ci/kind create`, or set KUBECONFIG to yours ({_KUBECONFIG}: {said[-1]})"
     if missing := _missing_images():
-        whose = "or set IMAGE, NEXT_IMAGE, JOBS_IMAGE, OWN_IMAGE and REDIS_IMAGE to yours"
+        whose = "or set IMAGE, NEXT_IMAGE, JOBS_IMAGE, OWN_IMAGE, REDIS_IMAGE and SERVICES_IMAGE to yours"
         return f"the cluster cannot run {' '.join(sorted(missing))}: run `ci/kind images --e2e`, {whose}"
     return None
 
 
 def _missing_images() -> set[str]:
     """Return the images that cannot be started in a pod."""
-    images = {"image": IMAGE, "next": NEXT_IMAGE, "jobs": JOBS_IMAGE, "own": OWN_IMAGE, "redis": REDIS_IMAGE}
+    images = {"image": IMAGE, "next": NEXT_IMAGE, "jobs": JOBS_IMAGE, "own": OWN_IMAGE}
+    images |= {"redis": REDIS_IMAGE, "services": SERVICES_IMAGE}
     containers = [
         {"name": name, "image": image, "imagePullPolicy": "IfNotPresent", "command": ["true"]}
         for name, image in images.items()

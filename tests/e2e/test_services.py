@@ -1,6 +1,5 @@
 """platform_services.py on a cluster whose pods get the addresses and passwords of its servers from a Secret."""
 
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,9 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.e2e._cluster import Cluster, install, run_pods, tiny_pod
-from tests.e2e.conftest import apply, kubectl, new_namespace, until
+from tests.e2e.conftest import JOBS_IMAGE, SERVICES_IMAGE, apply, kubectl, new_namespace, until
 from tests.e2e.test_pod_commands import client
 
-JOBS_IMAGE = os.environ.get("JOBS_IMAGE", "ray-workload:jobs")
-SERVICES_IMAGE = os.environ.get("SERVICES_IMAGE", "ray-workload-services:dev")
 PASSWORD = secrets.token_urlsafe()
 SECRET = {
     "DATABASE_URL": f"postgresql://ray:{PASSWORD}@services/postgres",
@@ -59,9 +56,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
         values = tmp_path_factory.mktemp("values") / "values.yaml"
         values.write_text(yaml.safe_dump({"env": ENV}))
-        repository, _, tag = JOBS_IMAGE.rpartition(":")
-        image = (f"image.repository={repository}", f"image.tag={tag}")
-        made = install(where, *image, "head.runsTasks=false", values=[str(values)])
+        made = install(where, "head.runsTasks=false", values=[str(values)], image=JOBS_IMAGE)
         made.wait()
         until(
             "the servers are ready", lambda: "all servers are ready" in kubectl("logs", "-n", where, "services").stdout
