@@ -91,7 +91,8 @@ def settings(services: Services) -> dict[str, Any]:
 
 def messages(services: Services) -> list[tuple[int, int]]:
     """Return all messages of the topic: keys and values."""
-    consumer = confluent_kafka.Consumer({**settings(services), "group.id": "test", "enable.partition.eof": True})
+    reading = {"group.id": "test", "enable.auto.commit": False, "enable.partition.eof": True}
+    consumer = confluent_kafka.Consumer({**settings(services), **reading})
     partitions = consumer.list_topics(NAME, timeout=10).topics[NAME].partitions
     consumer.assign([confluent_kafka.TopicPartition(NAME, p, confluent_kafka.OFFSET_BEGINNING) for p in partitions])
     found, ended = [], 0
