@@ -1,5 +1,6 @@
 """The exact rules of the network policies, the ports of the Service, and the PodDisruptionBudget."""
 
+import json
 from typing import Any
 
 from tests.chart.conftest import Manifest, Render, find, values_files
@@ -159,6 +160,8 @@ def test_serve_and_ray_client(render: Render) -> None:
             rule = {"from": CLIENTS[:1], "ports": ports(target)}
             assert ingress(after, "head") == [*ingress(before, "head"), rule]
             assert ingress(after, "worker") == ingress(before, "worker")
+            variable = '"GRPC_ENABLE_FORK_SUPPORT"'  # for the server of Ray Client
+            assert [json.dumps(seen).count(variable) for seen in (before, after)] == [0, int(key == "rayClient")]
     both: dict[str, object] = {"serve": True, "rayClient": True}
     assert ingress(render(values={"api": both}), "head")[2] == {"from": CLIENTS[:1], "ports": ports(8000, 10001)}
     balanced = {**both, "type": "LoadBalancer", "sourceRanges": ["10.20.0.0/16"]}

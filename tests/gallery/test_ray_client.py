@@ -48,14 +48,15 @@ def secret(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def head(environment: Path) -> Iterator[Head]:
-    """A head, started as the pods of a cluster do it."""
+    """A head, started as the pods of the chart do it with `api.rayClient`."""
     gcs, client, agent = free_ports(3)
     folder = environment / "ray-client"
     token = secret(environment / "token-of-the-head")
     ports = (f"--port={gcs}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}")
     options = ("--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}")
     command = (str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", *ports, *options)
-    with subprocess.Popen(command, env=with_token(token), stdout=subprocess.DEVNULL) as process:
+    env = with_token(token) | {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
         try:
             end = time.monotonic() + 120
             while not is_open(client):

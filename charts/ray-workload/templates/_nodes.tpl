@@ -87,6 +87,8 @@
 {{- if eq .name "head" -}}
   {{- /* The time between SIGTERM and SIGKILL when a job is stopped. Ray's default of 3 s is too short for a checkpoint. */ -}}
   {{- $env = append $env (dict "name" "RAY_JOB_STOP_WAIT_TIME_S" "value" "30") -}}
+  {{- /* The server of Ray Client forks a process for each client. gRPC's handlers of a fork sometimes crash it. */ -}}
+  {{- if $root.Values.api.rayClient }}{{ $env = append $env (dict "name" "GRPC_ENABLE_FORK_SUPPORT" "value" "0") }}{{ end -}}
 {{- end -}}
 {{- with $root.Values.outputs }}{{ $env = append $env (dict "name" "RAY_WORKLOAD_OUTPUTS" "value" .) }}{{ end -}}
 {{- $given := list -}}
