@@ -40,6 +40,9 @@ def kind(repository: Path) -> Iterator[dict[str, str]]:
     kubectl("create", "namespace", NAMESPACE)  # fails if it is there: it is not ours then
     try:
         bash(" ".join(["ci/kind install", *of_image(IMAGE)]), repository, env)
+        # Ray is ready sooner than the operator's first probe. A reader types more slowly than this test.
+        operator = ("deployment/kuberay-operator", "-n", NAMESPACE)
+        kubectl("wait", *operator, "--for=condition=Available", "--timeout=1m", timeout=70)
         yield env
     finally:
         kubectl("delete", "namespace", NAMESPACE, timeout=240)
