@@ -22,7 +22,7 @@ START_SECONDS = 60.0
 _PORTS = range(20000, 30000)
 
 # An address or a token meant for another Ray would lead the head's own processes there.
-_NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS", "RAY_JOB_HEADERS")
+_NOT_INHERITED = ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS", "RAY_JOB_HEADERS")
 
 
 @dataclass(frozen=True)
