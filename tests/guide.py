@@ -35,7 +35,6 @@ NOT_RUN = (
     "no minikube here",
     "no registry here",
     "opens a browser",
-    "opens a shell",
 )
 _COMMENT = re.compile(r" *<!-- (.*) -->")
 _FENCE = re.compile(r'( *)```(\w*)(?:.*title="(.*?)")?')

@@ -98,6 +98,11 @@ class Cluster:
         kubectl("wait", "-n", self.namespace, *ready, timeout=200)
 
 
+def of_image(image: str) -> list[str]:
+    repository, _, tag = image.rpartition(":")
+    return ["--set", f"image.repository={repository},image.tag={tag}"]
+
+
 @contextlib.contextmanager
 def new_cluster(purpose: str, *sets: str, values: Sequence[str] = (), image: str = IMAGE) -> Iterator[Cluster]:
     """Install a cluster in a new namespace. Does not wait until Ray is ready."""
@@ -106,9 +111,7 @@ def new_cluster(purpose: str, *sets: str, values: Sequence[str] = (), image: str
 
 
 def install(where: str, *sets: str, values: Sequence[str] = (), image: str = IMAGE) -> Cluster:
-    repository, _, tag = image.rpartition(":")
-    of_image = (f"image.repository={repository}", f"image.tag={tag}")
     files = [part for file in (f"{CHART}/values-local.yaml", *values) for part in ("--values", file)]
-    given = [part for item in (*SMALL, *of_image, *sets) for part in ("--set", item)]
-    helm("install", "ray", CHART, "-n", where, *files, *given)
+    given = [part for item in (*SMALL, *sets) for part in ("--set", item)]
+    helm("install", "ray", CHART, "-n", where, *files, *of_image(image), *given)
     return Cluster(where)

@@ -14,7 +14,7 @@ import kubernetes
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from tests.e2e._cluster import SMALL
+from tests.e2e._cluster import SMALL, of_image
 from tests.e2e.conftest import (
     CHART,
     IMAGE,
@@ -40,11 +40,6 @@ def install_crds() -> None:
         with new_namespace("crds") as name:
             sets = "ray-cluster.enabled=false,kuberay-operator.singleNamespaceInstall=true"
             helm("install", "ray", CHART, "-n", name, "--set", sets)
-
-
-def of_image(image: str) -> list[str]:
-    repository, _, tag = image.rpartition(":")
-    return ["--set", f"image.repository={repository},image.tag={tag}"]
 
 
 def upgrade(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e._release import of_image
+from tests.e2e._cluster import of_image
 from tests.e2e.conftest import IMAGE, kubectl, state, user_environment
 from tests.guide import copy_repository, pages, script
 

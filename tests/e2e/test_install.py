@@ -9,8 +9,8 @@ import pytest
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from tests.e2e._cluster import Cluster
-from tests.e2e._release import Login, of_image, run_job, token_of, uids
+from tests.e2e._cluster import Cluster, of_image
+from tests.e2e._release import Login, run_job, token_of, uids
 from tests.e2e.conftest import IMAGE, get, helm, inventory, kubectl, new_namespace, run, unproved, until
 
 HELLO = "import ray; ray.init(); print(ray.get(ray.remote(lambda: 'hello from a task').remote()))"

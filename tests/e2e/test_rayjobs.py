@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e._cluster import Cluster, new_cluster
-from tests.e2e._release import of_image
+from tests.e2e._cluster import Cluster, new_cluster, of_image
 from tests.e2e.conftest import CHART, IMAGE, Object, apply, get, helm, kubectl, until, user_environment
 
 JOB = "python -c 'import ray; ray.init(); print(\"from the job:\", ray.get(ray.remote(lambda: 6 * 7).remote()))'"

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
+from tests.gallery.conftest import is_open
 
 JOB = (sys.executable, str(ROOT / "jobs" / "ray_client.py"), "--address")
 REFUSED = "Authentication required but no authorization header provided"
@@ -68,11 +69,6 @@ def head(environment: Path) -> Iterator[Head]:
             process.terminate()
             for left in psutil.wait_procs(started, timeout=30)[1]:
                 left.kill()
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 def with_token(path: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.gallery.conftest import CLIENT, Job
+from tests.gallery.conftest import CLIENT, Job, is_open
 
 PRIME = 10**12 + 39
 OUTPUT = r"one replica answers at (\S+): (\w+)\nwith 16 requests at once, two do: (\w+), (\w+)\n"
@@ -20,11 +20,6 @@ def port() -> int:
     """A free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_it_gets_a_second_replica_and_is_removed(submit: Job, port: int) -> None:
