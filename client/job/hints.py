@@ -5,7 +5,8 @@ from pathlib import Path
 
 from client.targets.target import Runtime
 
-_NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'\s*\Z")
+# Ray may write a line of its own after those of a driver that fails at once.
+_NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'\s*(Running entrypoint for job .*\s*)?\Z")
 # How each installer says that its index does not answer, and the variable that names another index to it.
 _NO_INDEX = (("connection broken by", "PIP_INDEX_URL"), ("error sending request", "UV_DEFAULT_INDEX"))
 

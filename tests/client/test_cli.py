@@ -331,7 +331,8 @@ def test_a_log_is_written_to_a_file_whole(run: Cli, remote: dict[str, str], tmp_
         assert not (tmp_path / "log.part").exists()
     (tmp_path / "link").symlink_to("log")
     assert run("logs", "-n", "1", "--output-file", "link", "filed", env=remote).returncode == 0
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "log").read_text() == "line 29\n"
+    last = printed.stdout.splitlines(keepends=True)[-1]  # Ray may write a line of its own there
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "log").read_bytes() == last
 
 
 def test_a_log_that_is_not_whole_leaves_no_file(run: Cli, remote: dict[str, str], tmp_path: Path) -> None:

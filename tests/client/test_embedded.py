@@ -190,7 +190,7 @@ def test_ctrl_c_stops_the_job_and_ends_its_ray(script: Callable[[str], str], tmp
         client.send_signal(signal.SIGINT)
         output, errors = client.communicate(timeout=60)
         assert client.returncode == 130, errors
-    assert output == b"asked to end\n", "the driver did not handle the signal, or its last line was lost"
+    assert b"asked to end\n" in output, "the driver did not handle the signal, or its last line was lost"
     assert b"was stopped\n" in errors and b"Traceback" not in errors
     assert not heads()
 
@@ -287,7 +287,7 @@ def test_ctrl_c_leaves_a_warm_job_alone_and_the_second_stops_it(
         client.send_signal(signal.SIGINT)
         output, _ = client.communicate(timeout=60)
         assert client.returncode == 130
-    assert output == b"asked to end\n"
+    assert b"asked to end\n" in output
     assert b'"STOPPED"' in run("status", "kept", "-o", "json").stdout
 
 

@@ -1,6 +1,7 @@
 """`import client`: what a notebook and a script use."""
 
 import io
+import re
 import subprocess
 import sys
 import time
@@ -27,8 +28,9 @@ SPOKEN = ["first: é€😀", *["é€😀" * 40] * 300]
 
 
 def spoken(lines: Iterable[str]) -> list[str]:
-    """Return the lines without Ray's own, which may come before or after the job's first."""
-    return [line for line in lines if "INFO job_manager.py" not in line and "Running entrypoint for job" not in line]
+    """Return the lines without Ray's own, which may come before, between or after the job's."""
+    text = re.sub(r"Running entrypoint for job .*\n?", "", "\n".join(lines))  # may follow a line that has no end
+    return [line for line in text.split("\n") if "INFO job_manager.py" not in line]
 
 
 class NotebookStdout(io.TextIOBase):

@@ -108,7 +108,7 @@ def test_a_stop_of_a_job_with_a_timeout_is_a_stop(run: Cli, remote: dict[str, st
         output, errors = client.communicate(timeout=30)
         assert client.returncode == 143, errors
     assert (stop.returncode, json.loads(stop.stdout)["status"]) == (0, "STOPPED")
-    assert output == b"asked to end\n", "the driver did not handle the signal"
+    assert b"asked to end\n" in output, "the driver did not handle the signal"
     assert b"job limited was stopped after " in errors
 
 
