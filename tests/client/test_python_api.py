@@ -29,7 +29,7 @@ SPOKEN = ["first: é€😀", *["é€😀" * 40] * 300]
 
 def spoken(lines: Iterable[str]) -> list[str]:
     """Return the lines without Ray's own, which may come before, between or after the job's."""
-    text = re.sub(r"Running entrypoint for job .*\n?", "", "\n".join(lines))  # may follow a line that has no end
+    text = re.sub(r"Running entrypoint for job .*\n|\n?Running entrypoint for job .*\Z", "", "\n".join(lines))
     return [line for line in text.split("\n") if "INFO job_manager.py" not in line]
 
 
