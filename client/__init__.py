@@ -4,10 +4,12 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # type checkers take it as true; `python -m client` would import a `typing.py` in its folder
 if TYPE_CHECKING:
+    from client.batch.api import BatchJob, BatchRun, chain, sweep
     from client.errors import (
         ClientError,
         ContactLost,
         Detached,
+        JobLost,
         JobNotFound,
         NotAuthorised,
         TimedOut,
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchJob",
+    "BatchRun",
     "ClientError",
     "ContactLost",
     "Detached",
     "Job",
+    "JobLost",
     "JobNotFound",
     "JobRecord",
     "JobResult",
@@ -33,11 +38,17 @@ __all__ = [
     "Unreachable",
     "UsageError",
     "attach",
+    "chain",
     "jobs",
     "submit",
+    "sweep",
 ]
 
 _HOME = {
+    "BatchJob": "batch.api",
+    "BatchRun": "batch.api",
+    "chain": "batch.api",
+    "sweep": "batch.api",
     "Job": "job.job",
     "JobRecord": "ray_api.record",
     "JobResult": "ray_api.record",

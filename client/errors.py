@@ -11,6 +11,7 @@ ClientError              1    the request was refused, or cannot be carried out
 │   └── NotReady        69    the server does not take jobs yet
 ├── OutputLost          74    the output cannot be written
 ├── ContactLost         75    contact was lost for good; the job may still run
+│   └── JobLost         75    the job ended with its node, or with the head that knew it
 ├── NotAuthorised       77    the token or the login is missing or wrong
 │   └── Forbidden       77    the API server does not allow this login to do that
 ├── TimedOut           124    a wait ran out
@@ -89,6 +90,10 @@ class ContactLost(ClientError):
     """Contact with the cluster was lost for good. The job may still run."""
 
     exit_code = 75
+
+
+class JobLost(ContactLost):
+    """The job ended with its node, or with the head that knew it."""
 
 
 class NotAuthorised(ClientError):

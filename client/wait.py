@@ -1,5 +1,6 @@
 """The one waiting loop: for a cluster, a release, the end of a job or of an object."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,6 +12,12 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 _POLL_SECONDS = 0.25
 _AWAY_SECONDS = 60.0  # an API server that restarts needs most of a minute
+
+
+def read_duration(text: str) -> float | None:
+    """The seconds of a duration: 90, 90s, 15m or 2h; None if it is not one."""
+    read = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    return float(read[1]) * {"h": 3600, "m": 60}.get(read[2], 1) if read else None
 
 
 def silent(_: str) -> None:

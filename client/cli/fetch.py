@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     shell_complete=complete_folders,
     help="Where to put the files; nothing there is replaced. Default: outputs/ID, where files are updated.",
 )
-@click.argument("submission_id", metavar="ID")
+@click.argument("submission_id", metavar="ID|NAME/JOB")
 @click.argument("patterns", nargs=-1, metavar="[PATH...]")
 def fetch(address: str | None, to: str | None, submission_id: str, patterns: tuple[str, ...]) -> None:
     """Get the files that a job wrote, from all pods of its cluster. A PATH or pattern selects files."""
+    from client.batch.table import job_id
     from client.ray_api.jobs import RayJobs
 
     with sigterm_interrupts(), opened(address) as (target, _):
-        fetch_files(target, RayJobs(target).get(submission_id), patterns, to, show=True)
+        jobs = RayJobs(target)
+        fetch_files(target, jobs.get(job_id(jobs, submission_id)), patterns, to, show=True)
 
 
 def fetch_files(

@@ -18,6 +18,7 @@ from client.cli.fetch import fetch
 from client.cli.help import WithExamples
 from client.cli.list import list_jobs
 from client.cli.logs import logs
+from client.cli.run import run, run_plan
 from client.cli.status import status
 from client.cli.stop import stop
 from client.cli.submit import submit
@@ -67,7 +68,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.obj["debug"] = debug
 
 
-for command in (submit, logs, fetch, status, list_jobs, stop, up, down, exec_command, dashboard, doctor):
+for command in (submit, run, run_plan, logs, fetch, status, list_jobs, stop, up, down, exec_command, dashboard, doctor):
     cli.add_command(command)
 
 

@@ -1,6 +1,5 @@
 """Options that several commands share."""
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from client.errors import UsageError
+from client.wait import read_duration
 
 if TYPE_CHECKING:
     from client.targets import Address
@@ -36,6 +36,23 @@ output_option = click.option(
 )
 
 
+def _is_json(ctx: click.Context, _: click.Parameter, value: str) -> str:
+    ctx.find_root().obj["json"] = value == "json"
+    return value
+
+
+batch_output_option = click.option(
+    "-o",
+    "--output",
+    "output_format",
+    type=click.Choice(["text", "json", "csv"]),
+    default="text",
+    callback=_is_json,
+    is_eager=True,
+    help="json, csv: print only that on stdout, and everything else on stderr.",
+)
+
+
 class Duration(click.ParamType[float]):
     """A duration: 90, 90s, 15m or 2h. Gives seconds."""
 
@@ -43,10 +60,9 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Convert the text to seconds."""
-        read = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
-        if not read:
+        if (seconds := read_duration(str(value))) is None:
             self.fail(f"{value!r} is not a duration like 90s, 15m or 2h", param, ctx)
-        return float(read[1]) * {"h": 3600, "m": 60}.get(read[2], 1)
+        return seconds
 
 
 def choose(address: str | None) -> "Address":

@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from client.cli.batch import (
+    array_option,
+    force_option,
+    matrix_option,
+    max_parallel_option,
+    retries_option,
+    retry_on_option,
+    run_batch,
+    sweep_of,
+)
 from client.cli.help import Command, complete_files, complete_folders
 from client.cli.interrupt import sigterm_interrupts
-from client.cli.options import Duration, address_option, choose, no_cluster, note_url, output_option, pairs
+from client.cli.options import Duration, address_option, batch_output_option, choose, no_cluster, note_url, pairs
 from client.cli.watch import command_on, watch
 from client.errors import ClientError, Detached, UsageError
 
 if TYPE_CHECKING:
     from client.job.job import Job
     from client.job.request import Request
-    from client.job.submit import Plan
 
 
 class _SubmitCommand(Command):
@@ -45,10 +54,15 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
         "Where": ("address", "wait_cluster"),
         "Resources": ("num_cpus", "num_gpus", "accelerator"),
         "Identity": ("name", "tag", "submission_id"),
-        "How it ends": ("detach", "timeout", "on_interrupt"),
-        "Output": ("fetch", "dry_run", "as_json"),
+        "Sweeps": ("matrix", "array", "max_parallel", "force"),
+        "How it ends": ("detach", "timeout", "retries", "retry_on", "on_interrupt"),
+        "Output": ("fetch", "dry_run", "output_format"),
     },
-    examples=("submit jobs/simple_job.py --tasks 4", "submit --id train-1 --num-gpus 1 --detach -- python train.py"),
+    examples=(
+        "submit jobs/simple_job.py --tasks 4",
+        "submit --id train-1 --num-gpus 1 --detach -- python train.py",
+        "submit --matrix lr=1e-3,1e-4 --matrix seed=0-9 train.py --lr {lr} --seed {seed}",
+    ),
     context_settings={"allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
 )
@@ -127,7 +141,13 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     shell_complete=complete_files,
     help="Read arguments of Ray's submit_job from a YAML file. Options override them.",
 )
-@output_option
+@matrix_option
+@array_option
+@max_parallel_option
+@force_option
+@retries_option
+@retry_on_option
+@batch_output_option
 @click.argument(
     "words", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARGS]... | -- COMMAND...", shell_complete=complete_files
 )
@@ -141,19 +161,46 @@ def submit(
     fetch: tuple[str, ...],
     dry_run: bool,
     on_interrupt: Literal["stop", "detach"] | None,
-    as_json: bool,
+    matrix: tuple[str, ...],
+    array: str | None,
+    max_parallel: int,
+    force: bool,
+    retries: int,
+    retry_on: str,
+    output_format: str,
     **given: Any,
 ) -> None:
     """Run a script or a command, show its log, and exit with its code."""
     from client.cli import output
+    from client.cli.dry_run import show_plan
     from client.job import submit as job
 
     if fetch and detach:
         raise UsageError("--fetch waits for the job's end, and --detach does not", "use `fetch ID` later")
+    as_json = output_format == "json"
     with sigterm_interrupts():
-        request, chosen = _request(plain=_is_plain(as_json), **given), choose(address)
+        request = _request(plain=_is_plain(output_format != "text"), **given)
+        if batch := sweep_of(request, matrix, array, retries, retry_on):
+            from client.batch.batch import Options, rebuild
+
+            if fetch:
+                raise UsageError("--fetch takes the files of one job", "use `fetch SWEEP/JOB` later")
+            run_batch(
+                ctx,
+                batch,
+                Options(max_parallel, keep_going=True, force=force or rebuild()),
+                address,
+                output_format=output_format,
+                detach=detach,
+                dry_run=dry_run,
+                on_interrupt=on_interrupt,
+                wait_cluster=wait_cluster,
+            )
+        if output_format == "csv":
+            raise UsageError("-o csv is for sweeps", "use -o json")
+        chosen = choose(address)
         if dry_run:
-            _show_plan(job.plan(request, chosen), as_json=as_json)
+            show_plan(job.plan(request, chosen), as_json=as_json)
             return
         if fetch:
             from client.job.files import selectors
@@ -244,25 +291,3 @@ def _request(
     arguments |= {name: value for name, value in flags.items() if value is not None}
     script, command = (None, words) if is_command or not words else (words[0], words[1:])
     return Request(script=script, command=command, tags=tag, arguments=arguments, **fields)
-
-
-def _show_plan(plan: "Plan", *, as_json: bool) -> None:
-    from client.cli import output
-
-    arguments, upload = plan.submission.arguments, plan.upload
-    if as_json:
-        files = [{"path": entry.path, "bytes": entry.size} for entry in upload.entries]
-        output.print_json({**arguments, "upload": files, "withheld": list(upload.withheld)})
-        return
-    output.print_line(f"command      {arguments['entrypoint']}")
-    output.print_line(f"working_dir  {arguments['runtime_env'].get('working_dir')}")
-    if packages := arguments["runtime_env"].get("pip"):
-        output.print_line(f"packages     {' '.join(packages) if isinstance(packages, list) else packages}")
-    if not upload.entries:
-        output.print_line("upload       nothing: the job runs where its files are")
-        return
-    output.print_line(f"upload       {len(upload.entries)} files, {upload.size} bytes, packed {plan.packed} bytes")
-    for entry in upload.entries:
-        output.print_line(f"{entry.size:>12} {entry.path}")
-    for path in upload.withheld:
-        output.print_line(f"    withheld {path}")

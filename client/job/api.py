@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from client.errors import UsageError
-from client.job.arguments import check, in_python
+from client.job.arguments import CHECKED, check, in_python
 from client.job.job import Job
 from client.job.request import FILE_KEYS, Request
 from client.job.submit import attach as _attach
@@ -62,31 +62,42 @@ def submit(
         UsageError: an argument is wrong.
         ClientError: one of its other kinds.
     """
-    check(script=script, args=args, command=command, address=address, working_dir=working_dir, env=env, tags=tags)
-    check(secret_env=secret_env, pip=pip, requirements=requirements)
-    check(name=name, timeout=timeout, accelerator=accelerator, upload_to=upload_to)
-    if unknown := sorted(arguments.keys() - FILE_KEYS):
-        names = [name for name in signature(submit).parameters if name not in ("args", "arguments")]
-        raise UsageError(f"submit() has no argument {unknown[0]}", f"it has {', '.join([*names, *FILE_KEYS])}")
+    check(address=address)
+    given = {
+        "command": command,
+        "working_dir": working_dir,
+        "env": env,
+        "secret_env": secret_env,
+        "pip": pip,
+        "requirements": requirements,
+        "name": name,
+        "tags": tags,
+        "timeout": timeout,
+        "accelerator": accelerator,
+        "allow_plain": allow_plain,
+        "upload_to": upload_to,
+    }
+    return send(request_of(script, args, **given, **arguments), resolve(address))
+
+
+def request_of(script: str | Path | None, args: Sequence[str], **given: Any) -> Request:
+    """The request that the arguments of `submit` make.
+
+    Raises:
+        UsageError: an argument is wrong.
+    """
+    known = [name for name in signature(submit).parameters if name not in ("args", "arguments")]
+    if unknown := sorted(given.keys() - {*known, *FILE_KEYS}):
+        raise UsageError(f"submit() has no argument {unknown[0]}", f"it has {', '.join([*known, *FILE_KEYS])}")
+    check(script=script, args=args, **{name: value for name, value in given.items() if name in CHECKED})
+    command = given.get("command") or ()
     if command and (script or args):
         raise UsageError("a job runs a script or a command", "specify one of them")
-    request = Request(
-        script=str(script) if script else None,
-        command=args or command,
-        working_dir=working_dir,
-        env=env or {},
-        secret_env=secret_env or {},
-        pip=pip,
-        requirements=requirements,
-        name=name,
-        tags=tags or {},
-        timeout=timeout,
-        accelerator=accelerator,
-        allow_plain=allow_plain,
-        upload_to=upload_to,
-        arguments=arguments,
+    fields = {name: value for name, value in given.items() if name in known and value is not None}
+    arguments = {name: value for name, value in given.items() if name in FILE_KEYS}
+    return Request(
+        **{**fields, "script": str(script) if script else None, "command": args or command}, arguments=arguments
     )
-    return send(request, resolve(address))
 
 
 @in_python

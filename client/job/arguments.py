@@ -48,6 +48,8 @@ _KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "seconds": _NUMBER,
 }
 
+CHECKED = _KINDS.keys()
+
 # Words of the command line, and those of Python for them.
 _WORDS = {
     r"a SCRIPT, or -- and a COMMAND": "a script or a command",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from client.errors import ClientError, ContactLost, JobNotFound, NotFound, ServerFailed, TimedOut, Unreachable
+from client.errors import ClientError, ContactLost, JobLost, JobNotFound, NotFound, ServerFailed, TimedOut, Unreachable
 from client.job.stop import Stopping
 from client.ray_api.jobs import RayJobs
 from client.ray_api.record import JobRecord, JobResult
@@ -61,7 +61,7 @@ def follow(
             cluster does not say that its head is starting; or the job's node or the head that knew it is gone.
     """
     stopping = Stopping(target, jobs, submission_id) if stop else None
-    return (yield from _Follower(target, jobs, submission_id, note, stopping, offset).run(seconds))
+    return (yield from Follower(target, jobs, submission_id, note, stopping, offset).run(seconds))
 
 
 def write_to_end(log: Log, write: Callable[[bytes], object]) -> JobResult:
@@ -77,16 +77,23 @@ def write_to_end(log: Log, write: Callable[[bytes], object]) -> JobResult:
 
 
 @dataclass
-class _Follower:
+class Follower:
+    """Follows one job. `run` does so to its end; who follows several calls `poll` on each in turn.
+
+    Attributes:
+        pause: seconds until the next round.
+    """
+
     target: Target
     jobs: RayJobs
     id: str
-    note: Note
-    stopping: Stopping | None
-    offset: int
+    note: Note = silent
+    stopping: Stopping | None = None
+    offset: int = 0
     tail: bytes = b""
     job: JobRecord | None = None  # as it was last read
     start_time: int | None = None
+    pause: float = 0.0
     contact: float = field(default_factory=time.monotonic)
     changed: float = field(default_factory=time.monotonic)
     node_seen: float = field(default_factory=time.monotonic)
@@ -94,26 +101,35 @@ class _Follower:
     noted: set[str] = field(default_factory=set)
 
     def run(self, seconds: float | None) -> Log:
+        """Follow the job to its end, at most so many seconds."""
         end = None if seconds is None else time.monotonic() + seconds
-        while True:
-            began, whole = time.monotonic(), False
-            try:
-                if result := (yield from self._round()):
-                    return result
-                self.contact = time.monotonic()
-                self.noted.discard("lost")
-                if self.job and self.job.finished:
-                    continue  # the log had more, and has no more to wait for
-                whole = bool(self.job and not self.jobs.logs.resumable(self.job))
-            except JobNotFound as error:
-                if not self.job:
-                    raise
-                raise ContactLost(f"job {self.id} was lost when the Ray head restarted", "submit it again") from error
-            except (Unreachable, ServerFailed) as error:  # the dashboard answers 500 while a part of it restarts
-                self._retry(error)
-            if end is not None and time.monotonic() >= end:
+        while not (result := (yield from self.poll())):
+            if self.pause and end is not None and time.monotonic() >= end:
                 raise TimedOut(f"job {self.id} has not ended after {seconds:g} s", "it goes on")
-            self._pause(time.monotonic() - began if whole else 0.0)
+            time.sleep(self.pause)
+        return result
+
+    def poll(self) -> Generator[bytes, None, JobResult | None]:
+        """One round: yield what is new in the log, and return the result once the job has ended."""
+        began, whole = time.monotonic(), False
+        try:
+            if result := (yield from self._round()):
+                return result
+            self.contact = time.monotonic()
+            self.noted.discard("lost")
+            whole = bool(self.job and not self.jobs.logs.resumable(self.job))
+        except JobNotFound as error:
+            if not self.job:
+                raise
+            raise JobLost(f"job {self.id} was lost when the Ray head restarted", "submit it again") from error
+        except (Unreachable, ServerFailed) as error:  # the dashboard answers 500 while a part of it restarts
+            self._retry(error)
+            self.pause = self._next_pause(0.0)
+            return None
+        # A finished job's log had more, and has no more to wait for.
+        ended = self.job and self.job.finished
+        self.pause = 0.0 if ended else self._next_pause(time.monotonic() - began if whole else 0.0)
+        return None
 
     def _round(self) -> Generator[bytes, None, JobResult | None]:
         """Read the record, then the log to where it ends now; the result, once both are complete."""
@@ -203,14 +219,14 @@ class _Follower:
             self.noted.add(key)
             self.note(line)
 
-    def _pause(self, whole_seconds: float) -> None:
-        """Sleep until the next round; longer if the whole log is sent each time, which took so many seconds."""
+    def _next_pause(self, whole_seconds: float) -> float:
+        """The seconds until the next round; longer if the whole log is sent each time, which took so many seconds."""
         quiet, job = time.monotonic() - self.changed, self.job
         if job and job.status == "PENDING" and quiet > _PENDING_SECONDS:
             self._note_once("pending", f"the job is pending: {job.message or 'Ray gives no reason'}")
         # A log that has been silent for long is read less often: at most a second late, 5 % of the wait.
         pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, quiet / 20))
-        time.sleep(max(pause, 4 * whole_seconds))
+        return max(pause, 4 * whole_seconds)
 
 
 def read_log(jobs: RayJobs, job: JobRecord, write: Callable[[bytes], object], offset: int) -> None:
@@ -232,8 +248,8 @@ def read_log(jobs: RayJobs, job: JobRecord, write: Callable[[bytes], object], of
         raise _lost_with_node(job)
 
 
-def _lost_with_node(job: JobRecord) -> ContactLost:
-    return ContactLost(f"the node of job {job.submission_id} is gone, and the job is lost", "submit it again")
+def _lost_with_node(job: JobRecord) -> JobLost:
+    return JobLost(f"the node of job {job.submission_id} is gone, and the job is lost", "submit it again")
 
 
 def tail_offset(jobs: RayJobs, job: JobRecord, lines: int) -> int:

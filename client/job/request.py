@@ -25,7 +25,10 @@ FILE_KEYS = {
     "entrypoint_label_selector": dict,
 }
 _VALUE_KINDS = {"metadata": str, "entrypoint_resources": float, "entrypoint_label_selector": str}
-RECORDED = ("user", "host", "git_commit", "git_dirty", "client_version", "spec_hash", "timeout", "job_name", "outputs")
+RECORDED = frozenset(  # the metadata that the client itself adds
+    "user host git_commit git_dirty client_version spec_hash timeout job_name outputs num_cpus num_gpus "
+    "batch batch_kind batch_size batch_stop batch_runner step step_spec attempt parameters".split()
+)
 UPLOAD_KEYS = ("working_dir", "excludes", "py_modules")  # of a runtime_env: say what is uploaded
 _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list, "py_modules": list}  # read by the client
 _KINDS = {str: "text", dict: "names and values", list: "a list", float: "a number of at least 0"}
@@ -206,6 +209,20 @@ def _is(kind: type, value: object) -> bool:
     return isinstance(value, kind)
 
 
+def read_text(path: str) -> str:
+    """The text of a file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not text in UTF-8") from error
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     """A YAML or JSON file that holds one mapping: a job file or a runtime_env.
 
@@ -218,9 +235,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        data = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, ValueError) as error:  # a date with a 13th month is a ValueError
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

@@ -18,13 +18,14 @@ def check_resources(wanted: Mapping[str, float], target: Target, jobs: RayJobs, 
         UsageError: none has them, so the job would wait for ever.
     """
     groups = target.groups()
-    if not wanted or _fits(wanted, groups or ()):
+    kinds = [(group.name, group.resources) for group in groups or ()]
+    if not wanted or _fits(wanted, kinds):
         return
     target.wait_ready(note, seconds)
     live = [("a live node", node) for node in jobs.nodes()]
     if _fits(wanted, live):
         return
-    known = "; ".join(dict.fromkeys(f"{name} has {_words(has, wanted)}" for name, has in [*(groups or ()), *live]))
+    known = "; ".join(dict.fromkeys(f"{name} has {_words(has, wanted)}" for name, has in [*kinds, *live]))
     what = f"no node of the cluster has the {_words(wanted, wanted)} that the driver asks for ({known})"
     if groups is None:  # an autoscaler that cannot be seen from here may add one
         note(f"{what}, so the job waits until one has")

@@ -35,6 +35,11 @@ class Submission:
         """The job's id, chosen before it is sent."""
         return str(self.arguments["submission_id"])
 
+    @property
+    def spec_hash(self) -> str:
+        """A hash of the arguments, apart from the id and the metadata."""
+        return str(self.arguments["metadata"]["spec_hash"])
+
 
 def submission(
     request: Request,
@@ -44,6 +49,8 @@ def submission(
     working_dir: str | None,
     py_modules: Sequence[str] = (),
     copied: bool = False,
+    submission_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Submission:
     """Make the submission.
 
@@ -54,6 +61,8 @@ def submission(
         working_dir: the URI of the working directory there; None where the cluster's own processes run in it.
         py_modules: the URIs of the runtime_env's py_modules.
         copied: the job runs in a copy of the working directory.
+        submission_id: of the job; None takes the request's, else a random one.
+        metadata: more to record.
     """
     runtime_env = {key: value for key, value in request.runtime_env.items() if key != "excludes"}  # done in packing
     environment: dict[str, str] = request.environment
@@ -82,10 +91,13 @@ def submission(
         recorded["timeout"] = f"{request.timeout:.15g}"
     if request.name:
         recorded["job_name"] = request.name
-    arguments.setdefault("submission_id", f"job-{secrets.token_hex(5)}")
+    for name, amount in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        if reserved := request.resources.get(amount):
+            recorded[name] = f"{reserved:g}"
+    arguments["submission_id"] = submission_id or arguments.get("submission_id") or f"job-{secrets.token_hex(5)}"
     if outputs := outputs or folder.outputs(arguments["submission_id"], runtime_env, runtime.outputs):
         recorded["outputs"] = outputs
-    arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded}
+    arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded, **(metadata or {})}
     if request.plain and working_dir:  # a Ray whose processes run in the folder is itself started so
         runtime_env = {**runtime_env, "env_vars": {PLAIN: "0", **environment}}
     if not runtime.in_place:

@@ -1,8 +1,10 @@
 """The five stages of a submit: Request, Target, Upload, Submission, Job. Each is made once and handed on."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from client.job.folder import is_copied
 from client.job.job import Job
@@ -12,9 +14,10 @@ from client.job.submission import Submission, command_line, submission
 from client.ray_api.jobs import RayJobs, needs_sdk
 from client.targets import Address, connect, runtime
 from client.targets.embedded.keeper import make_outputs
-from client.targets.target import Runtime
+from client.targets.target import Runtime, Target
 from client.upload.bucket import Bucket
-from client.upload.package import Packed, Upload, plan_upload
+from client.upload.ignore import listing
+from client.upload.package import Packed, Upload, content_hash, plan_upload
 from client.wait import Note, Progress, silent
 
 WAIT_CLUSTER_SECONDS = 900.0
@@ -67,12 +70,27 @@ def _bucket(request: Request, where: Runtime) -> str | None:
 
 
 def _submission(
-    request: Request, entrypoint: str, where: Runtime, upload: Upload, packed: Packed, local: str | None
+    request: Request,
+    entrypoint: str,
+    where: Runtime,
+    upload: Upload,
+    packed: Packed,
+    local: str | None,
+    submission_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Submission:
     working_dir = request.working_dir_uri or packed.working_dir or local
     copied = upload.working_dir is not None and is_copied(upload.working_dir)
-    modules = packed.py_modules
-    return submission(request, entrypoint, where, working_dir=working_dir, py_modules=modules, copied=copied)
+    return submission(
+        request,
+        entrypoint,
+        where,
+        working_dir=working_dir,
+        py_modules=packed.py_modules,
+        copied=copied,
+        submission_id=submission_id,
+        metadata=metadata,
+    )
 
 
 def send(
@@ -97,47 +115,129 @@ def send(
     with ExitStack() as stack:
         target = stack.enter_context(connect(address, start_in=None if detached else request.folder or Path.cwd()))
         note(f"address {target} ({'a Ray of its own; ' if target.ends_with_us else ''}{address.source})")
-        jobs = RayJobs(target)
-        check_resources(request.resources, target, jobs, note, wait_cluster)
-        entrypoint, upload = command_line(request, target.runtime), _upload(request, target.runtime)
-        bucket = _bucket(request, target.runtime) if upload.listings else None
-        store = Bucket(bucket) if bucket else jobs
-        for secret in upload.withheld:
-            fix = f"to upload it, add `!{PurePosixPath(secret).name}` to a .rayignore in its folder"
-            note(f"not uploaded because it looks like a secret: {secret} ({fix})")
+        with Sender(target, note, progress, wait_cluster) as sender:
+            check_resources(request.resources, target, sender.jobs, note, wait_cluster)
+            prepared = sender.prepare(request)
+            sender.wait_ready()
+            made = prepared.submission()
+            new = sender.send(prepared, made)
+            sender.compare_versions()  # while the job starts
+        return Job(made.submission_id, target, stack.pop_all(), attached=not new)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job whose files are packed, and whose submission can be made.
+
+    Attributes:
+        request: what the user asked for.
+        packed: the packages of its upload.
+    """
+
+    request: Request
+    packed: Packed
+    _entrypoint: str
+    _target: Target
+    _upload: Upload
+    _bucket: str | None
+
+    @property
+    def _local(self) -> str | None:
+        folder = self.request.folder
+        in_place = self._target.runtime.in_place and folder and not self._target.runs_in(folder)
+        return f"local://{folder}" if in_place else None
+
+    def submission(self, submission_id: str | None = None, metadata: Mapping[str, str] | None = None) -> Submission:
+        """Make the submission, with an id and more metadata, if there are any."""
+        where, packed = self._target.runtime, self.packed
+        return _submission(
+            self.request, self._entrypoint, where, self._upload, packed, self._local, submission_id, metadata
+        )
+
+
+class Sender:
+    """Sends jobs to a target. Those with the same folder share one upload, which is packed and sent once."""
+
+    def __init__(self, target: Target, note: Note, progress: Progress, wait_cluster: float) -> None:
+        """Send nothing yet; the arguments are those of `send`."""
+        self.jobs = RayJobs(target)
+        self._target, self._note, self._progress, self._wait_cluster = target, note, progress, wait_cluster
+        self._files, self._packed = ExitStack(), dict[str, tuple[Upload, Packed]]()
+        self._contents: dict[str, str] = {}
+        self._version: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def prepare(self, request: Request) -> Prepared:
+        """Check what the target must have for a job, and pack its upload."""
+        runtime = self._target.runtime
+        entrypoint, bucket = command_line(request, runtime), _bucket(request, runtime)
+        key = repr((request.folder, bucket, [request.runtime_env.get(name) for name in UPLOAD_KEYS]))
+        if key not in self._packed:
+            self._packed[key] = self._pack(request, bucket)
         if needs_sdk({k: v for k, v in request.runtime_env.items() if k not in UPLOAD_KEYS}):
             from client.ray_api.sdk import validate
 
             validate(request.runtime_env)
-        with ExitStack() as files:
-            with progress("packing", upload.size) as done:
-                packed = files.enter_context(upload.packed(done, bucket))
-            if upload.working_dir and not is_copied(upload.working_dir):
-                note(
-                    "the upload is too large to copy for each job: jobs with the same files share a folder, "
-                    "and `fetch` gets only the files in RAY_WORKLOAD_OUTPUTS"
-                )
-            target.wait_ready(note, wait_cluster)
-            theirs = None if target.runtime.in_place else target.ray_version or jobs.version()["ray_version"]
-            for package in packed.packages:
-                if not store.has_package(package.uri):
-                    with progress("uploading", package.size) as sent:
-                        store.upload(package.uri, package.path, package.size, sent)
-            local = None
-            if target.runtime.in_place and request.folder and not target.runs_in(request.folder):
-                local = f"local://{request.folder}"
-            made = _submission(request, entrypoint, target.runtime, upload, packed, local)
-            if local:
-                with suppress(OSError):  # a folder that cannot be written
-                    make_outputs(Path(made.arguments["metadata"]["outputs"]))
-            new = jobs.submit(made.arguments, upload.changed_since)
-        _compare_versions(theirs, note)  # while the job starts
-        return Job(made.submission_id, target, stack.pop_all(), attached=not new)
+        upload, packed = self._packed[key]
+        return Prepared(request, packed, entrypoint, self._target, upload, bucket)
 
+    def content(self, prepared: Prepared) -> str:
+        """A hash of the files of a job that runs in its folder; "" where the names of its packages have it."""
+        folder, excludes = prepared.request.folder, prepared.request.runtime_env.get("excludes", ())
+        if not self._target.runtime.in_place or not folder:
+            return ""
+        key = repr((folder, excludes))
+        if key not in self._contents:
+            self._contents[key] = content_hash(listing(folder, excludes))
+        return self._contents[key]
 
-def _compare_versions(theirs: str | None, note: Note) -> None:
-    """Warn if the cluster runs another version of Ray, which usually works."""
-    from importlib.metadata import version
+    def _pack(self, request: Request, bucket: str | None) -> tuple[Upload, Packed]:
+        upload = _upload(request, self._target.runtime)
+        for secret in upload.withheld:
+            fix = f"to upload it, add `!{PurePosixPath(secret).name}` to a .rayignore in its folder"
+            self._note(f"not uploaded because it looks like a secret: {secret} ({fix})")
+        with self._progress("packing", upload.size) as done:
+            packed = self._files.enter_context(upload.packed(done, bucket))
+        if upload.working_dir and not is_copied(upload.working_dir):
+            self._note(
+                "the upload is too large to copy for each job: jobs with the same files share a folder, "
+                "and `fetch` gets only the files in RAY_WORKLOAD_OUTPUTS"
+            )
+        return upload, packed
 
-    if theirs not in (None, ours := version("ray")):
-        note(f"the cluster runs Ray {theirs}, this client Ray {ours}: if a job fails, use an image with Ray {ours}")
+    def wait_ready(self) -> None:
+        """Wait until the target takes jobs."""
+        self._target.wait_ready(self._note, self._wait_cluster)
+        if not self._target.runtime.in_place:
+            self._version = self._target.ray_version or self.jobs.version()["ray_version"]
+
+    def send(self, prepared: Prepared, made: Submission) -> bool:
+        """Upload what the cluster does not have, and submit a job; False if it was there before."""
+        self.upload(prepared)
+        if prepared._local:
+            with suppress(OSError):  # a folder that cannot be written
+                make_outputs(Path(made.arguments["metadata"]["outputs"]))
+        return self.jobs.submit(made.arguments, prepared._upload.changed_since)
+
+    def upload(self, prepared: Prepared) -> None:
+        """Upload what the cluster does not have."""
+        store = Bucket(prepared._bucket) if prepared._bucket and prepared.packed.packages else self.jobs
+        for package in prepared.packed.packages:
+            if not store.has_package(package.uri):
+                with self._progress("uploading", package.size) as sent:
+                    store.upload(package.uri, package.path, package.size, sent)
+
+    def compare_versions(self) -> None:
+        """Warn if the cluster runs another version of Ray, which usually works."""
+        from importlib.metadata import version
+
+        if self._version not in (None, ours := version("ray")):
+            self._note(
+                f"the cluster runs Ray {self._version}, this client Ray {ours}: if a job fails, "
+                f"use an image with Ray {ours}"
+            )

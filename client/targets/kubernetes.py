@@ -19,7 +19,7 @@ from client.kube.port_forward import PortForwards
 from client.ray_api.http import token_refusal
 from client.ray_api.jobs import RayJobs
 from client.targets.resources import groups
-from client.targets.target import OUTPUTS, Runtime, Target
+from client.targets.target import OUTPUTS, NodeGroup, Runtime, Target
 from client.wait import Note, wait
 
 _KUBELET_SECONDS = 3.0  # until a pod's status shows that a container was killed
@@ -99,7 +99,7 @@ class KubernetesTarget(Target):
         """The Ray containers, the head's first."""
         return running(self.cluster)
 
-    def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
+    def groups(self) -> Sequence[NodeGroup]:
         """The head and the worker groups."""
         return groups(self._object)
 

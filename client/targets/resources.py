@@ -10,17 +10,22 @@ import re
 import shlex
 
 from client.kube.api import Object
+from client.targets.target import NodeGroup
 
 _UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60}
 
 
-def groups(cluster: Object) -> list[tuple[str, dict[str, float]]]:
-    """The head's and each worker group's name and resources; a group that can have no pod is left out."""
+def groups(cluster: Object) -> list[NodeGroup]:
+    """The head and each worker group; a group that can have no pod is left out."""
     spec = cluster["spec"]
     most = "maxReplicas" if spec.get("enableInTreeAutoscaling") else "replicas"
-    workers = [(g["groupName"], _resources(g)) for g in spec.get("workerGroupSpecs") or () if g.get(most, 1)]
-    return [("head", _resources(spec["headGroupSpec"])), *workers]
+    workers = [
+        NodeGroup(g["groupName"], _resources(g), g.get(most, 1))
+        for g in spec.get("workerGroupSpecs") or ()
+        if g.get(most, 1)
+    ]
+    return [NodeGroup("head", _resources(spec["headGroupSpec"]), 1), *workers]
 
 
 def _resources(group: Object) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from client.http import Http
@@ -31,6 +31,20 @@ class Runtime:
     in_place: bool = False
     secrets: Mapping[str, str] | None = None
     outputs: str | None = None
+
+
+class NodeGroup(NamedTuple):
+    """A kind of node that a cluster can have.
+
+    Attributes:
+        name: `head`, or the worker group's.
+        resources: of one node, as Ray names them.
+        most: how many there can be.
+    """
+
+    name: str
+    resources: Mapping[str, float]
+    most: int
 
 
 class Pod(Protocol):
@@ -97,8 +111,8 @@ class Target(Protocol):
         """The pods of the cluster that run now; None where no commands can be run."""
         return None
 
-    def groups(self) -> Sequence[tuple[str, Mapping[str, float]]] | None:
-        """The kinds of nodes that the cluster can have, with the resources of each as Ray names them, if known."""
+    def groups(self) -> Sequence[NodeGroup] | None:
+        """The kinds of nodes that the cluster can have, if known."""
         return None
 
     def out_of_memory(self, since: float, said: str) -> str:

@@ -18,6 +18,7 @@ from client.upload.problems import file_error, printable
 
 LIMIT = 100 * 1024**2  # bytes of a package; Ray's DASHBOARD_CLIENT_MAX_SIZE, above which the dashboard answers 413
 _CHUNK = 1024**2
+_LARGE = 32 * 1024**2  # bytes of a file that takes too long to read before each run
 _TOP = "files/"  # of a zip in a bucket: Ray strips the top folder of those, and of those only
 _NAMED = 5  # of the files that changed
 _COMPRESSED = frozenset(
@@ -190,6 +191,20 @@ def _pack(listed: Listing, path: Path, progress: _Progress, bucket: str | None) 
     size = path.stat().st_size
     _check_limit(size, limit, listed)
     return Package(f"{bucket}/{name}" if bucket else f"gcs://{name}", path, size)
+
+
+def content_hash(listed: Listing) -> str:
+    """A hash of the files of a listing, for a job that runs in its folder; of large ones, only of size and time."""
+    digest = hashlib.sha256()
+    for entry in listed.entries:
+        digest.update(f"{entry.path}\0{entry.size}\0".encode())
+        if entry.size > _LARGE:
+            digest.update(f"{entry.modified}\0".encode())
+            continue
+        with _open(entry) as source:
+            for chunk in _chunks(entry, source):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _copy(listed: Listing, path: Path, progress: _Progress, limit: float) -> str:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -17,7 +17,7 @@ from client.http import Http, Server
 from client.ray_api.http import token_refusal
 from client.targets.embedded import folder as head_folder
 from client.targets.embedded.start import START_SECONDS, identity, read_head, start, takes_jobs, wait_ready
-from client.targets.target import Runtime, Target, same_host_agent
+from client.targets.target import NodeGroup, Runtime, Target, same_host_agent
 from client.wait import Note, silent
 
 _END_SECONDS = 30.0
@@ -70,7 +70,7 @@ class EmbeddedTarget(Target):
         """The driver's log, in Ray's folder of the session."""
         return self._directory / "session_latest" / "logs" / f"job-driver-{submission_id}.log"
 
-    def groups(self) -> Sequence[tuple[str, Mapping[str, float]]]:
+    def groups(self) -> Sequence[NodeGroup]:
         """None: there is only this node."""
         return ()
 

@@ -1,0 +1,1 @@
+"""Several jobs under one name: chains and sweeps."""

@@ -1,0 +1,281 @@
+"""A chain's file: YAML, read with the line of each key, so that every mistake is reported at once with its line."""
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from graphlib import CycleError
+from pathlib import Path
+from typing import Any
+
+from client.batch.batch import RETRY_ON, Batch, Order, Step, Wish, in_order
+from client.errors import UsageError
+from client.job.request import Request, read_text
+from client.wait import read_duration
+
+_Path = tuple[str | int, ...]
+_TOP = ("name", "cluster", "defaults", "jobs")
+_WISH = ("workers", "gpus", "accelerator")
+_DEFAULTS = (
+    "working_dir args env secret_env pip num_cpus num_gpus accelerator timeout retries retry_on runtime_env".split()
+)
+_JOB = ["script", "command", "after", "parent_job_key", *_DEFAULTS]
+_VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?:(:-)((?:[^{}])*))?\})")
+NAME = re.compile(r"\w[\w.-]*")
+
+
+class _Mistakes:
+    """Gathers what is wrong with a file, each with its line."""
+
+    def __init__(self, path: str, lines: Mapping[_Path, int]) -> None:
+        self._path, self._lines, self._found = path, lines, dict[tuple[int, str], None]()
+
+    def line(self, where: _Path) -> int:
+        while where not in self._lines and where:
+            where = where[:-1]
+        return self._lines.get(where, 1)
+
+    def add(self, where: _Path, what: str) -> None:
+        self._found[self.line(where), what] = None
+
+    def unknown(self, where: _Path, word: str, known: Collection[str], kind: str) -> None:
+        close = difflib.get_close_matches(word, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"use {', '.join(known)}" if known else "there are none"
+        self.add((*where, word), f"there is no {kind} {word}; {hint}")
+
+    def check(self) -> None:
+        if len(found := sorted(self._found)) == 1:
+            raise UsageError(f"{self._path}, line {found[0][0]}: {found[0][1]}")
+        if found:
+            lines = [f"line {line}: {what}" for line, what in found]
+            raise UsageError("\n  ".join([f"{self._path} has {len(found)} mistakes:", *lines]))
+
+
+def read_chain(path: str) -> Batch:
+    """Read a chain from its file.
+
+    Args:
+        path: of the YAML file.
+
+    Raises:
+        UsageError: it cannot be read, or has mistakes; all of them are named.
+    """
+    return _chain(*_load(path), path)
+
+
+def chain_of(data: Mapping[str, Any], name: str, folder: Path) -> Batch:
+    """A chain from data with the keys of its file.
+
+    Args:
+        data: as `yaml.safe_load` would read the file.
+        name: of the chain, where the data has none.
+        folder: what a relative `working_dir` starts from.
+    """
+    return _chain(dict(data), {}, str(folder / f"{name}.yaml"))
+
+
+def _load(path: str) -> tuple[Any, dict[_Path, int]]:
+    import yaml
+
+    text, lines = read_text(path), dict[_Path, int]()
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        twice = list(_note_lines(root, (), lines))
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
+        raise UsageError(f"{path}{where}: not valid YAML: {problem}") from error
+    if twice:
+        mistakes = _Mistakes(path, lines)
+        for key in twice:
+            mistakes.add(key, f"{key[-1]} is there twice")
+        mistakes.check()
+    return data, lines
+
+
+def _note_lines(node: Any, where: _Path, lines: dict[_Path, int]) -> Iterator[_Path]:
+    """Note the line of each key and item, and yield the keys that are there twice."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if (path := (*where, str(key.value))) in lines:
+                yield path
+            lines[path] = key.start_mark.line + 1
+            yield from _note_lines(value, path, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            lines[*where, number] = item.start_mark.line + 1
+            yield from _note_lines(item, (*where, number), lines)
+
+
+def _chain(data: Any, lines: Mapping[_Path, int], path: str) -> Batch:
+    mistakes = _Mistakes(path, lines)
+    if not isinstance(data, dict) or not isinstance(data.get("jobs"), dict) or not data["jobs"]:
+        mistakes.add((), "there are no `jobs`, a mapping from names to jobs")
+        mistakes.check()
+    data = _expanded(data, (), mistakes)
+    for key in data:
+        if key not in _TOP:
+            mistakes.unknown((), str(key), _TOP, "key")
+    name = str(data.get("name") or Path(path).stem)
+    if not NAME.fullmatch(name):
+        mistakes.add(("name",), f"{name} is not a name: use letters, digits, underscores, dots and dashes")
+    defaults = _mapping(data, "defaults", _DEFAULTS, mistakes)
+    wish = _wish(_mapping(data, "cluster", _WISH, mistakes), mistakes)
+    names = [str(job) for job in data["jobs"]]
+    steps = []
+    for job, spec in data["jobs"].items():
+        if step := _step(str(job), spec, defaults, names, Path(path).absolute().parent, mistakes):
+            steps.append(step)
+    try:
+        if len(steps) == len(names):
+            steps = list(in_order(steps))
+    except CycleError as error:
+        cycle = error.args[1]
+        mistakes.add(("jobs", cycle[0], "after"), f"jobs wait for each other: {' -> '.join(cycle)}")
+    mistakes.check()
+    return Batch(name, "chain", tuple(steps), wish)
+
+
+def _expanded(value: Any, where: _Path, mistakes: _Mistakes) -> Any:
+    """Replace ${VAR} and ${VAR:-default} with variables of the environment, and $$ with $."""
+    if isinstance(value, dict):
+        return {key: _expanded(part, (*where, str(key)), mistakes) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_expanded(part, (*where, number), mistakes) for number, part in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(found: re.Match[str]) -> str:
+        name, has_default, default = found.groups()
+        if name is None:
+            return "$"
+        if (given := os.environ.get(name)) or (given is not None and not has_default):
+            return given
+        if not has_default:
+            mistakes.add(where, f"the variable {name} is not set; set it, or use ${{{name}:-DEFAULT}}")
+        return default or ""
+
+    return _VARIABLE.sub(variable, value)
+
+
+def _mapping(data: Mapping[str, Any], key: str, known: Collection[str], mistakes: _Mistakes) -> dict[str, Any]:
+    value = data.get(key) or {}
+    if not isinstance(value, dict):
+        mistakes.add((key,), f"{key} must have names and values")
+        return {}
+    for name in value:
+        if name not in known:
+            mistakes.unknown((key,), str(name), known, "key")
+    return value
+
+
+def _wish(given: Mapping[str, Any], mistakes: _Mistakes) -> Wish:
+    workers, gpus = (_number(given, name, ("cluster",), mistakes) or 0 for name in ("workers", "gpus"))
+    return Wish(workers, gpus, str(given.get("accelerator") or ""))
+
+
+def _number(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes) -> float | None:
+    value = given.get(key)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+        if number < 0 or isinstance(value, bool):
+            raise ValueError
+    except (TypeError, ValueError):
+        mistakes.add((*where, key), f"{key} must be a number of at least 0, not {value}")
+        return None
+    return number
+
+
+def _words(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes) -> list[str]:
+    value = given.get(key)
+    value = [] if value is None else [value] if isinstance(value, str | int | float) else value
+    if not isinstance(value, list) or not all(isinstance(word, str | int | float) for word in value):
+        mistakes.add((*where, key), f"{key} must be a list of words")
+        return []
+    return [str(word).lower() if isinstance(word, bool) else str(word) for word in value]
+
+
+def _variables(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes) -> dict[str, str]:
+    value = given.get(key) or {}
+    if not isinstance(value, dict) or any(isinstance(part, dict | list) or part is None for part in value.values()):
+        mistakes.add((*where, key), f"{key} must have a text for each name")
+        return {}
+    return {str(name): str(part).lower() if isinstance(part, bool) else str(part) for name, part in value.items()}
+
+
+def _step(
+    name: str, given: Any, defaults: Mapping[str, Any], names: list[str], folder: Path, mistakes: _Mistakes
+) -> Step | None:
+    where: _Path = ("jobs", name)
+    if not isinstance(given, dict):
+        mistakes.add(where, f"job {name} must have keys, such as script")
+        return None
+    if not NAME.fullmatch(name):
+        mistakes.add(where, f"{name} is not a name: use letters, digits, underscores, dots and dashes")
+    for key in given:
+        if key not in _JOB:
+            mistakes.unknown(where, str(key), _JOB, "key")
+    merged = {**defaults, **given}
+    merged["env"] = _variables(defaults, "env", ("defaults",), mistakes) | _variables(given, "env", where, mistakes)
+    after = [*_words(given, "after", where, mistakes), *_words(given, "parent_job_key", where, mistakes)]
+    for other in after:
+        if other not in names:
+            key = "after" if "after" in given else "parent_job_key"
+            close = difflib.get_close_matches(other, names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            mistakes.add((*where, key), f"there is no job {other}; {hint}")
+    retry_on = _words(merged, "retry_on", where, mistakes) or list(RETRY_ON)
+    for kind in retry_on:
+        if kind not in RETRY_ON:
+            mistakes.add((*where, "retry_on"), f"retry_on must be {' or '.join(RETRY_ON)}, not {kind}")
+    request = _request(merged, where, folder, mistakes)
+    retries = int(_number(merged, "retries", where, mistakes) or 0)
+    line = f"line {mistakes.line(where)}, {name}"
+    if request is None:
+        return None
+    return Step(Order(name, after, retries, retry_on, bool(request.resources)), request, where=line)
+
+
+def _request(given: Mapping[str, Any], where: _Path, folder: Path, mistakes: _Mistakes) -> Request | None:
+    script, command = given.get("script"), given.get("command")
+    if bool(script) == bool(command):
+        mistakes.add(where, f"job {where[-1]} needs either a script or a command")
+        return None
+    timeout = given.get("timeout")
+    if timeout is not None and read_duration(str(timeout)) is None:
+        mistakes.add((*where, "timeout"), f"timeout must be a duration like 90s, 15m or 2h, not {timeout}")
+        timeout = None
+    args = _words(given, "args", where, mistakes)
+    arguments: dict[str, Any] = {"runtime_env": given.get("runtime_env")}
+    for key in ("num_cpus", "num_gpus"):
+        arguments[f"entrypoint_{key}"] = _number(given, key, where, mistakes)
+    if isinstance(command, str):
+        arguments["entrypoint"] = " ".join([command, *args])
+        words: list[str] = []
+    else:
+        words = [*_words(given, "command", where, mistakes), *args]
+    secrets = given.get("secret_env") or {}
+    if not isinstance(secrets, dict):
+        secrets = dict.fromkeys(_words(given, "secret_env", where, mistakes))
+    working_dir = str(given.get("working_dir") or (given.get("runtime_env") or {}).get("working_dir") or ".")
+    try:
+        return Request(
+            script=str(script) if script else None,
+            command=words,
+            working_dir=working_dir if "://" in working_dir else folder / working_dir,
+            env=given["env"],
+            secret_env={str(key): None if value is None else str(value) for key, value in secrets.items()},
+            pip=_words(given, "pip", where, mistakes),
+            timeout=None if timeout is None else read_duration(str(timeout)),
+            accelerator=str(given["accelerator"]) if given.get("accelerator") else None,
+            arguments=arguments,
+        )
+    except UsageError as error:
+        mistakes.add(where, str(error))
+        return None

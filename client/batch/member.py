@@ -1,0 +1,106 @@
+"""A job of a running batch, and what can happen to it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from client.batch.batch import Order
+from client.errors import ClientError
+from client.job.submission import Submission
+from client.ray_api.record import JobRecord
+
+
+class Runnable(Protocol):
+    """What a runner needs of a job: `client.batch.plan.Planned`, or what another process has made of it."""
+
+    @property
+    def order(self) -> Order:
+        """When it runs."""
+
+    @property
+    def decision(self) -> str:
+        """`run`, `attach`, `skip` or `leave`."""
+
+    @property
+    def why(self) -> str:
+        """The reason, for the user."""
+
+    @property
+    def attempts(self) -> Sequence[str]:
+        """The ids of its earlier attempts."""
+
+    def submission(self, attempt: int) -> Submission:
+        """The submission of an attempt, counted from 1."""
+
+
+@dataclass
+class Member:
+    """A job of a running batch.
+
+    Attributes:
+        planned: what it is.
+        state: WAITING, PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, LOST; SKIPPED, because it had succeeded before;
+            or LEFT, because it was not started.
+        attempts: the ids of its attempts, the newest last.
+        record: of the newest attempt, as it was last read.
+        error: why it could not be submitted, or was lost.
+        exit_code: as `submit` would have it; None before the end, and where it did not run.
+        last_line: of its log.
+        began: when the newest attempt was submitted or attached to, as Unix time.
+        ended: when it ended.
+        not_before: the next attempt waits for this time of the monotonic clock.
+        waits_since: since when a submit does not arrive.
+        retries: how often it was submitted again.
+    """
+
+    planned: Runnable
+    state: str = "WAITING"
+    attempts: list[str] = field(default_factory=list)
+    record: JobRecord | None = None
+    error: ClientError | None = None
+    exit_code: int | None = None
+    last_line: str = ""
+    began: float | None = None
+    ended: float | None = None
+    not_before: float = 0.0
+    waits_since: float | None = None
+    retries: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state not in ("WAITING", "PENDING", "RUNNING")
+
+    @property
+    def name(self) -> str:
+        """The job's name in its batch."""
+        return self.planned.order.name
+
+    @property
+    def submission_id(self) -> str | None:
+        """The id of the newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the newest attempt has taken, from its submit on."""
+        return None if self.began is None else (self.ended or time.time()) - self.began
+
+
+@dataclass(frozen=True)
+class Logged:
+    """New bytes of a job's log."""
+
+    member: Member
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A job has another state, or another attempt."""
+
+    member: Member
+
+
+Event = Logged | Changed

@@ -1,0 +1,184 @@
+"""What a batch needs from a cluster, decided before anything is sent: each job's spec, and whether it has succeeded.
+
+The state is Ray's own table of jobs. Each job of a batch has in its metadata the batch, its name there, and the hash of
+its spec: its arguments, its files by content, its environment, and the specs of the jobs it comes after. Its id is made
+of the same three, so that two clients that run one batch submit each job once.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from client.batch.batch import Batch, Options, Order, Step, chosen
+from client.errors import ClientError, UsageError
+from client.job.resources import check_resources
+from client.job.submission import Submission
+from client.job.submit import Prepared, Sender
+from client.ray_api.record import JobRecord
+from client.targets.target import NodeGroup, Target
+from client.wait import Note, silent
+
+Decision = Literal["run", "attach", "skip", "leave"]
+_ID_LENGTH = 40  # of the batch's name and of the job's, in an id
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One job of a batch, and what becomes of it.
+
+    Attributes:
+        step: the job.
+        spec: the hash of its spec.
+        decision: run it; attach to it, because it runs; skip it, because it has succeeded; or leave it out.
+        why: the reason, for the user.
+        attempts: the ids of its earlier attempts, the newest last.
+        prepared: its files are packed; None where another process has sent them.
+        metadata: what is recorded with each attempt.
+    """
+
+    step: Step
+    spec: str
+    decision: Decision
+    why: str
+    attempts: tuple[str, ...]
+    prepared: Prepared
+    metadata: Mapping[str, str] = field(repr=False)
+
+    @property
+    def order(self) -> Order:
+        """When it runs."""
+        return self.step.order
+
+    def submission(self, attempt: int) -> Submission:
+        """The submission of an attempt, counted from 1."""
+        submission_id = attempt_id(self.metadata["batch"], self.step.name, self.spec, attempt)
+        return self.prepared.submission(submission_id, {**self.metadata, "attempt": str(attempt)})
+
+
+def attempt_id(batch: str, step: str, spec: str, attempt: int) -> str:
+    """The id of an attempt, the same for everyone who submits it."""
+    words = [re.sub(r"[^\w.-]", "-", word)[:_ID_LENGTH] for word in (batch, step)]
+    digest = hashlib.sha256(f"{batch}\0{step}\0{spec}".encode()).hexdigest()[:8]
+    return ".".join([*words, digest]) + (f"-{attempt}" if attempt > 1 else "")
+
+
+def make_plan(
+    batch: Batch, options: Options, target: Target, sender: Sender, note: Note = silent, seconds: float = 0.0
+) -> list[Planned]:
+    """Decide what becomes of each job.
+
+    Args:
+        batch: the jobs.
+        options: how they run.
+        target: where.
+        sender: packs what they upload.
+        note: takes a line for the user.
+        seconds: how long the cluster may take to be ready.
+
+    Raises:
+        UsageError: the cluster cannot run some of the jobs; all of these are named.
+        ClientError: an older version of one of the jobs still runs.
+    """
+    may_run = chosen(batch, options)
+    _check(batch, target, sender, note, seconds)
+    prepared = {step.name: sender.prepare(step.request) for step in batch.steps}
+    sender.wait_ready()
+    known = attempts(sender.jobs.list(), batch.name)
+    planned: list[Planned] = []
+    specs: dict[str, str] = {}
+    for step in batch.steps:
+        hashes = [prepared[step.name].submission().spec_hash, sender.content(prepared[step.name])]
+        after = [specs[name] for name in step.order.after]
+        spec = specs[step.name] = hashlib.sha256(json.dumps([*hashes, *after]).encode()).hexdigest()[:16]
+        decision, why = _decide(step, known.get((step.name, spec), ()), options, may_run)
+        if decision == "run":
+            _check_not_running(batch, step, spec, known)
+        earlier = tuple(job.submission_id for job in known.get((step.name, spec), ()))
+        metadata = {
+            "batch": batch.name,
+            "batch_kind": batch.kind,
+            "batch_size": str(len(batch.steps)),
+            "step": step.name,
+            "step_spec": spec,
+        }
+        if step.parameters:
+            metadata["parameters"] = json.dumps(dict(step.parameters))
+        planned.append(Planned(step, spec, decision, why, earlier, prepared[step.name], metadata))
+    return planned
+
+
+def attempts(jobs: Sequence[JobRecord], batch: str) -> dict[tuple[str, str], list[JobRecord]]:
+    """The attempts of each job of a batch by its name and its spec, the newest last."""
+    found: dict[tuple[str, str], list[JobRecord]] = {}
+    for job in reversed(jobs):
+        if job.metadata.get("batch") == batch and "step_spec" in job.metadata:
+            found.setdefault((job.metadata["step"], job.metadata["step_spec"]), []).append(job)
+    return found
+
+
+def _decide(step: Step, known: Sequence[JobRecord], options: Options, may_run: frozenset[str]) -> tuple[Decision, str]:
+    if running := next((job for job in known if not job.finished), None):
+        return "attach", f"{running.submission_id} is {running.status}"
+    done = next((job.submission_id for job in known if job.status == "SUCCEEDED"), None)
+    if step.name not in may_run:
+        return "leave", "not chosen"
+    forced = options.force or options.start is not None or options.only is not None
+    if done and not forced:
+        return "skip", f"{done} succeeded"
+    return "run", "it succeeded before, and is forced" if done else "it failed before" if known else "it is new"
+
+
+def _check_not_running(
+    batch: Batch, step: Step, spec: str, known: Mapping[tuple[str, str], Sequence[JobRecord]]
+) -> None:
+    for (name, other), jobs in known.items():
+        running = next((job for job in jobs if not job.finished), None)
+        if name == step.name and other != spec and running:
+            raise ClientError(
+                f"{running.submission_id}, an older version of {batch.name}/{name}, is still {running.status}",
+                f"wait for its end, or run `stop {batch.name}`",
+            )
+
+
+def _check(batch: Batch, target: Target, sender: Sender, note: Note, seconds: float) -> None:
+    """Check the wish and the resources of all jobs, and report all that is missing at once."""
+    wrong: dict[str, None] = {}
+    if missing := _missing(batch, target, sender, note, seconds):
+        wrong[missing] = None
+    checked: dict[str, str] = {}
+    for step in batch.steps:
+        key = repr(sorted(step.request.resources.items()))
+        if key not in checked:
+            try:
+                check_resources(step.request.resources, target, sender.jobs, note, seconds)
+                checked[key] = ""
+            except UsageError as error:
+                checked[key] = error.what
+        if checked[key]:
+            wrong[f"{step.where or step.name}: {checked[key]}"] = None
+    if wrong:
+        raise UsageError("\n  ".join([f"{batch.name} cannot run on this cluster:", *wrong]))
+
+
+def _missing(batch: Batch, target: Target, sender: Sender, note: Note, seconds: float) -> str:
+    wish, groups = batch.wish, target.groups()
+    if wish == type(wish)():
+        return ""
+    if not groups:
+        target.wait_ready(note, seconds)
+        nodes = sender.jobs.nodes()
+        groups = [NodeGroup("a node", node, 1) for node in nodes]
+    workers = sum(most for _, _, most in groups) - 1
+    gpus = sum(node.get("GPU", 0) * most for _, node, most in groups)
+    kind = f"accelerator_type:{wish.accelerator}"
+    missing = []
+    if workers < wish.workers:
+        missing.append(f"{wish.workers:g} workers (it has at most {workers:g})")
+    if gpus < wish.gpus:
+        missing.append(f"{wish.gpus:g} GPUs (it has at most {gpus:g})")
+    if wish.accelerator and not any(kind in node for _, node, _ in groups):
+        missing.append(f"a GPU of the kind {wish.accelerator}")
+    return f"cluster: {batch.name} needs {', '.join(missing)}" if missing else ""

@@ -1,0 +1,171 @@
+"""From a batch to its runner: here, or as a job of the cluster."""
+
+import json
+import secrets
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from client.batch.batch import Batch, Options, Order
+from client.batch.member import Runnable
+from client.batch.plan import Planned, make_plan
+from client.batch.run import Runner
+from client.batch.table import find
+from client.job.request import read_text
+from client.job.submission import Submission
+from client.job.submit import WAIT_CLUSTER_SECONDS, Sender
+from client.ray_api.jobs import RayJobs
+from client.targets import Address, connect
+from client.targets.target import STOP_SECONDS, Target
+from client.upload.package import plan_upload
+from client.wait import Note, Progress, silent
+
+_PLAN = "plan.json"
+_IMAGE_FOLDER = "/app"  # of the image, which has the client
+_RECORDED = "user host client_version git_commit git_dirty spec_hash batch batch_kind batch_size".split()
+_DASHBOARD = "http://127.0.0.1:8265"  # as the head itself reaches it
+
+
+def no_progress(title: str, size: int) -> Any:
+    """Show nothing."""
+    return nullcontext(lambda _: None)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch that is decided, on a cluster that is connected."""
+
+    batch: Batch
+    options: Options
+    target: Target
+    planned: Sequence[Planned]
+    sender: Sender
+    note: Note
+
+    def runner(self) -> Runner:
+        """Run it here."""
+        by_name = {job.step.name: job for job in self.planned}
+
+        def submit(job: Runnable, made: Submission) -> bool:
+            return self.sender.send(by_name[job.order.name].prepared, made)
+
+        return Runner(self.planned, self.target, submit, self.options, self.note, self.batch.name)
+
+
+@contextmanager
+def ready(
+    batch: Batch,
+    address: Address,
+    options: Options,
+    *,
+    may_start: bool = True,
+    wait_cluster: float = WAIT_CLUSTER_SECONDS,
+    note: Note = silent,
+    progress: Progress = no_progress,
+) -> Iterator[Ready]:
+    """Connect to the cluster, and decide what becomes of each job.
+
+    Args:
+        batch: the jobs.
+        address: where they run.
+        options: how they run.
+        may_start: start a Ray that ends with this context, where there is none.
+        wait_cluster: seconds that a cluster may take to be ready.
+        note: takes a line for the user.
+        progress: as in `client.job.submit.send`.
+    """
+    folder = batch.steps[0].request.folder or Path.cwd()
+    with connect(address, start_in=folder if may_start else None) as target:
+        note(f"address {target} ({'a Ray of its own; ' if target.ends_with_us else ''}{address.source})")
+        with Sender(target, note, progress, wait_cluster) as sender:
+            planned = make_plan(batch, options, target, sender, note, wait_cluster)
+            yield Ready(batch, options, target, planned, sender, note)
+
+
+def detach(found: Ready) -> str:
+    """Hand a batch to the cluster: a job there runs it with the client of its image.
+
+    Args:
+        found: the batch; what its jobs need is uploaded now.
+
+    Returns:
+        The id of the job that runs it.
+    """
+    jobs, batch = found.sender.jobs, found.batch
+    table = find(jobs, batch.name)
+    if table and table.runner and not table.runner.finished:
+        return table.runner.submission_id
+    for job in found.planned:
+        if job.decision == "run":
+            found.sender.upload(job.prepared)
+    target, in_place = found.target, found.target.runtime.in_place
+    there = target.http.server.url if in_place else _DASHBOARD
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, _PLAN).write_text(json.dumps(_as_data(found)))
+        with plan_upload(Path(folder), (), ()).packed() as packed:
+            (package,) = packed.packages
+            jobs.upload(package.uri, package.path, package.size, lambda _: None)
+    python_path = str(Path(__file__).parents[2]) if in_place else _IMAGE_FOLDER
+    like = found.planned[0].submission(1).arguments["metadata"]
+    arguments = {
+        "entrypoint": f"exec {shlex.quote(target.runtime.python)} -m client run-plan --address {there} {_PLAN}",
+        "submission_id": f"{batch.name}.runner.{secrets.token_hex(4)}",
+        "runtime_env": {
+            "working_dir": package.uri,
+            "env_vars": {"PYTHONPATH": f"{python_path}:${{PYTHONPATH}}", "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS},
+        },
+        "metadata": {key: value for key, value in like.items() if key in _RECORDED},
+    }
+    jobs.submit(arguments)
+    return str(arguments["submission_id"])
+
+
+def _as_data(found: Ready) -> dict[str, Any]:
+    def as_data(job: Planned) -> dict[str, Any]:
+        first = len(job.attempts) + 1
+        most = range(first, first + job.order.retries + 1) if job.decision in ("run", "attach") else ()
+        return {
+            "order": asdict(job.order),
+            "decision": job.decision,
+            "why": job.why,
+            "attempts": job.attempts,
+            "submissions": {attempt: job.submission(attempt).arguments for attempt in most},
+        }
+
+    return {"batch": found.batch.name, "options": asdict(found.options), "jobs": list(map(as_data, found.planned))}
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """A job of a batch as another process has planned it."""
+
+    order: Order
+    decision: str
+    why: str
+    attempts: Sequence[str]
+    submissions: Mapping[str, Mapping[str, Any]]
+
+    def submission(self, attempt: int) -> Submission:
+        return Submission(self.submissions[str(attempt)])
+
+
+@contextmanager
+def handed(path: str, address: Address, note: Note) -> Iterator[tuple[Runner, str]]:
+    """The runner of a batch that `detach` has handed over, and the batch's name.
+
+    Args:
+        path: of its plan.
+        address: of the cluster.
+        note: takes a line for the user.
+    """
+    data = json.loads(read_text(path))
+    planned = [_Handed(**{**job, "order": Order(**job["order"])}) for job in data["jobs"]]
+    with connect(address) as target:
+        jobs = RayJobs(target)
+        options = Options(**data["options"])
+        name = data["batch"]
+        yield Runner(planned, target, lambda _, made: jobs.submit(made.arguments), options, note, name), name
