@@ -14,15 +14,15 @@ from client.job.request import Request
 from client.job.resources import check_resources
 from client.ray_api.jobs import RayJobs
 from client.targets.resources import groups
-from client.targets.target import Runtime, Target
+from client.targets.target import NodeGroup, Runtime, Target
 from client.wait import Note
 from tests.client.server import serving
 
-Groups = Sequence[tuple[str, Mapping[str, float]]]
+Groups = Sequence[NodeGroup]
 GROUPS: Groups = [
-    ("head", {"GPU": 0.0, "CPU": 2.0, "memory": 4e9}),
-    ("l4", {"GPU": 1.0, "accelerator_type:L4": 1.0, "CPU": 4.0, "worker": 9.0}),
-    ("a100", {"GPU": 2.0}),
+    NodeGroup("head", {"GPU": 0.0, "CPU": 2.0, "memory": 4e9}, 1),
+    NodeGroup("l4", {"GPU": 1.0, "accelerator_type:L4": 1.0, "CPU": 4.0, "worker": 9.0}, 1),
+    NodeGroup("a100", {"GPU": 2.0}, 1),
 ]
 
 
@@ -160,7 +160,7 @@ REST = {"CPU": math.inf, "memory": math.inf, "GPU": 0.0}  # of a group without l
 )
 def test_what_a_group_of_pods_has(given: dict[str, Any], found: dict[str, float]) -> None:
     worker = {"groupName": "w", **given}
-    (_, of_head), (_, of_worker) = groups({"spec": {"headGroupSpec": given, "workerGroupSpecs": [worker]}})
+    (_, of_head, _), (_, of_worker, _) = groups({"spec": {"headGroupSpec": given, "workerGroupSpecs": [worker]}})
     assert of_head == of_worker == REST | found
 
 
@@ -172,4 +172,4 @@ def test_a_group_that_may_have_pods(autoscaled: bool, known: list[str]) -> None:
         group(groupName="on", replicas=1, maxReplicas=1),
     ]
     spec = {"headGroupSpec": group(), "workerGroupSpecs": workers, "enableInTreeAutoscaling": autoscaled}
-    assert sorted(name for name, _ in groups({"spec": spec})) == known
+    assert sorted(found.name for found in groups({"spec": spec})) == known

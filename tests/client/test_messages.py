@@ -17,7 +17,7 @@ KNOWN = {
     "an error with a placeholder": "{path} is not a text file",
     "a hint of its own": "if the cluster requires one, put it into the file that RAY_AUTH_TOKEN_PATH names",
     "the help of an option": "Reserve CPUs for the driver itself.",
-    "the help of a command": "Print a job's log.",
+    "the help of a command": "Run a script or a command, show its log, and exit with its code.",
     "a line of doctor": "{ready} of {wanted} pods are ready, and the others were not created",
     "a line of a wait": "waiting for {cluster}: {reason}",
     "the docstring of a function": "List the jobs of a cluster, newest first.",
