@@ -8,7 +8,7 @@ of the same three, so that two clients that run one batch submit each job once.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -86,16 +86,17 @@ def make_plan(
     _check(batch, target, sender, note, seconds)
     prepared = {step.name: sender.prepare(step.request) for step in batch.steps}
     sender.wait_ready()
-    known = attempts(sender.jobs.list(), batch.name)
+    jobs = [job for job in sender.jobs.list() if job.metadata.get("batch") == batch.name]
+    known, lost = attempts(jobs), sender.jobs.lost(jobs)
     planned: list[Planned] = []
     specs: dict[str, str] = {}
     for step in batch.steps:
         hashes = [prepared[step.name].submission().spec_hash, sender.content(prepared[step.name])]
         after = [specs[name] for name in step.order.after]
         spec = specs[step.name] = hashlib.sha256(json.dumps([*hashes, *after]).encode()).hexdigest()[:16]
-        decision, why = _decide(step, known.get((step.name, spec), ()), options, may_run)
+        decision, why = _decide(step, known.get((step.name, spec), ()), lost, options, may_run)
         if decision == "run":
-            _check_not_running(batch, step, spec, known)
+            _check_not_running(batch, step, known, lost)
         earlier = tuple(job.submission_id for job in known.get((step.name, spec), ()))
         metadata = {
             "batch": batch.name,
@@ -110,17 +111,19 @@ def make_plan(
     return planned
 
 
-def attempts(jobs: Sequence[JobRecord], batch: str) -> dict[tuple[str, str], list[JobRecord]]:
-    """The attempts of each job of a batch by its name and its spec, the newest last."""
+def attempts(jobs: Sequence[JobRecord]) -> dict[tuple[str, str], list[JobRecord]]:
+    """The attempts of each job of a batch by its name and its spec, the newest last; `jobs` has the newest first."""
     found: dict[tuple[str, str], list[JobRecord]] = {}
     for job in reversed(jobs):
-        if job.metadata.get("batch") == batch and "step_spec" in job.metadata:
+        if "step_spec" in job.metadata:
             found.setdefault((job.metadata["step"], job.metadata["step_spec"]), []).append(job)
     return found
 
 
-def _decide(step: Step, known: Sequence[JobRecord], options: Options, may_run: frozenset[str]) -> tuple[Decision, str]:
-    if running := next((job for job in known if not job.finished), None):
+def _decide(
+    step: Step, known: Sequence[JobRecord], lost: Collection[str], options: Options, may_run: frozenset[str]
+) -> tuple[Decision, str]:
+    if running := _running(known, lost):
         return "attach", f"{running.submission_id} is {running.status}"
     done = next((job.submission_id for job in known if job.status == "SUCCEEDED"), None)
     if step.name not in may_run:
@@ -131,12 +134,15 @@ def _decide(step: Step, known: Sequence[JobRecord], options: Options, may_run: f
     return "run", "it succeeded before, and is forced" if done else "it failed before" if known else "it is new"
 
 
+def _running(known: Iterable[JobRecord], lost: Collection[str]) -> JobRecord | None:
+    return next((job for job in known if not job.finished and job.submission_id not in lost), None)
+
+
 def _check_not_running(
-    batch: Batch, step: Step, spec: str, known: Mapping[tuple[str, str], Sequence[JobRecord]]
+    batch: Batch, step: Step, known: Mapping[tuple[str, str], Sequence[JobRecord]], lost: Collection[str]
 ) -> None:
-    for (name, other), jobs in known.items():
-        running = next((job for job in jobs if not job.finished), None)
-        if name == step.name and other != spec and running:
+    for (name, _), jobs in known.items():
+        if name == step.name and (running := _running(jobs, lost)):
             raise ClientError(
                 f"{running.submission_id}, an older version of {batch.name}/{name}, is still {running.status}",
                 f"wait for its end, or run `stop {batch.name}`",

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from client.batch.table import find
+from client.batch.table import Table, find
 from client.errors import JobNotFound
 from client.job.stop import Stopping
 from client.job.submission import user
@@ -31,10 +31,15 @@ def stop_batch(target: Target, jobs: RayJobs, name: str, seconds: float) -> Sequ
     Raises:
         JobNotFound: there is no such batch.
     """
+
+    def unfinished(table: Table) -> list[JobRecord]:
+        lost = jobs.lost(table.unfinished)
+        return [job for job in table.unfinished if job.submission_id not in lost]
+
     if not (table := find(jobs, name)):
         raise JobNotFound(f"there is no chain or sweep {name}", "`list --chain` shows all")
-    end = time.monotonic() + seconds
-    if table.unfinished:
+    end, left = time.monotonic() + seconds, unfinished(table)
+    if left:
         # A job that only says so: runners look for it when one of their jobs was stopped.
         said = {"batch_stop": name, "user": user(), "spec_hash": ""}
         marker = {"entrypoint": "true", "submission_id": f"stop-{name}-{secrets.token_hex(3)}", "metadata": said}
@@ -42,14 +47,15 @@ def stop_batch(target: Target, jobs: RayJobs, name: str, seconds: float) -> Sequ
     stopping: dict[str, Stopping] = {}
     quiet_since = time.monotonic()
     while time.monotonic() < end:
-        for job in table.unfinished:
+        for job in left:
             quiet_since = time.monotonic()
             stopping.setdefault(job.submission_id, Stopping(target, jobs, job.submission_id)).ask(job)
-        if not stopping or (not table.unfinished and time.monotonic() - quiet_since > _QUIET_SECONDS):
+        if not stopping or (not left and time.monotonic() - quiet_since > _QUIET_SECONDS):
             break
         time.sleep(_POLL_SECONDS)
         table = find(jobs, name) or table
+        left = unfinished(table)
     for job in table.jobs:
         if job.submission_id in stopping:
             stopping[job.submission_id].ask(job)
-    return table.unfinished
+    return left

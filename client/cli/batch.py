@@ -112,7 +112,7 @@ def run_batch(
         if dry_run:
             show_batch_plan(found, output_format)
             ctx.exit(0)
-        if detach:
+        if detach and any(job.decision in ("run", "attach") for job in found.planned):
             runner_id = hand_over(found)
             output.note(f"{batch.kind} {batch.name} runs on the cluster, as job {runner_id}")
             follow, status = (_command(ctx, address, *words, batch.name) for words in (("logs", "-f"), ("status",)))

@@ -7,7 +7,7 @@ All is plain REST, and needs no `ray`, except for a runtime_env that only Ray's 
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,6 +69,14 @@ class RayJobs:
     def node_is_gone(self, node_id: str | None) -> bool:
         """Whether the cluster says that a node is dead, or does not know it."""
         return bool(node_id) and all(n["node_id"] != node_id or n.get("state") == "DEAD" for n in self._state("nodes"))
+
+    def lost(self, jobs: Iterable[JobRecord]) -> set[str]:
+        """The ids of jobs whose node is gone, which Ray may report as running for ever."""
+        running = [job for job in jobs if job.status == "RUNNING" and job.node_id]
+        if not running:
+            return set()
+        alive = {node["node_id"] for node in self._state("nodes") if node.get("state") != "DEAD"}
+        return {job.submission_id for job in running if job.node_id not in alive}
 
     def resources(self) -> dict[str, float]:
         """The cluster's resources in total, by name; memory in bytes."""
