@@ -28,7 +28,7 @@ class BatchJob:
     Attributes:
         name: in its chain or sweep.
         parameters: its values in a sweep.
-        status: SUCCEEDED, FAILED, STOPPED, LOST; SKIPPED, because it had succeeded before; or LEFT, because it was not
+        status: SUCCEEDED, FAILED, STOPPED, LOST; SKIPPED, because it had succeeded before; or NOT_STARTED
             started.
         exit_code: as in `JobResult`; None where it did not run now.
         submission_id: of its newest attempt; None where it was never submitted.

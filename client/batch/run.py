@@ -72,7 +72,7 @@ class Runner:
     def exit_code(self) -> int:
         """The highest of the jobs'; 0 if all have succeeded, now or before."""
         codes = [member.exit_code or 0 for member in self.members]
-        left = any(member.state == "LEFT" and member.planned.decision != "leave" for member in self.members)
+        left = any(member.state == "NOT_STARTED" and member.planned.decision != "leave" for member in self.members)
         return max([*codes, int(left)])
 
     def run(self) -> Iterator[Event]:
@@ -83,7 +83,7 @@ class Runner:
         """
         for member in self.members:
             if member.planned.decision in ("skip", "leave"):
-                member.state = {"skip": "SKIPPED", "leave": "LEFT"}[member.planned.decision]
+                member.state = {"skip": "SKIPPED", "leave": "NOT_STARTED"}[member.planned.decision]
                 yield Changed(member)
         if any(self._ready()):
             self._stops = frozenset(stops(self._jobs.list(), self._batch))
@@ -94,7 +94,7 @@ class Runner:
             yield from self._poll()
         for member in self.members:
             if member.state == "WAITING":
-                member.state = "LEFT"
+                member.state = "NOT_STARTED"
                 yield Changed(member)
 
     def _ready(self) -> Iterator[Member]:

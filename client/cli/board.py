@@ -72,13 +72,14 @@ def said(event: "Changed") -> str:
     member = event.member
     if member.state == "SKIPPED":
         return f"{member.name}: skipped, because {member.planned.why}"
-    if member.state == "LEFT":
+    if member.state == "NOT_STARTED":
         return f"{member.name}: not started" if member.planned.decision != "leave" else ""
     if member.state in ("WAITING", "RUNNING"):
         return ""
     if member.state == "PENDING":
-        how = "attached to" if member.planned.decision == "attach" and len(member.attempts) == 1 else "submitted"
-        return f"{member.name}: job {member.submission_id} {how}"
+        attached = member.planned.decision == "attach" and list(member.planned.attempts) == member.attempts
+        how = f"attached to job {member.submission_id}" if attached else f"job {member.submission_id} submitted"
+        return f"{member.name}: {how}"
     took = f" after {member.seconds:.1f} s" if member.seconds is not None else ""
     how = {"SUCCEEDED": "succeeded", "STOPPED": "was stopped", "LOST": "was lost"}.get(
         member.state, f"failed with exit code {member.exit_code}"
@@ -116,7 +117,7 @@ def live(members: "Sequence[Member]", name: str) -> Iterator[Any]:
             column.no_wrap, column.ratio = True, None if fixed else 1
         for member in shown:
             seconds = "" if member.seconds is None else f"{member.seconds:.0f}"
-            state = Text(member.state.lower(), style=_STYLES.get(member.state, "dim"))
+            state = Text(words(member.state), style=_STYLES.get(member.state, "dim"))
             made.add_row(Text(member.name), state, seconds, Text(printable(member.last_line), style="dim"))
         return Group(made, Text(f"{name}: {counts(members)}", style="bold"))
 
@@ -129,12 +130,18 @@ def printable(line: str) -> str:
     return "".join(char if char.isprintable() else " " for char in line.rpartition("\r")[2])
 
 
+def words(state: str) -> str:
+    """A state for people."""
+    return state.lower().replace("_", " ")
+
+
 def counts(members: "Sequence[Member]") -> str:
     """How many jobs are in each state."""
     found: dict[str, int] = {}
     for member in members:
-        found[member.state.lower()] = found.get(member.state.lower(), 0) + 1
-    return f"{len(members)} jobs, " + ", ".join(f"{number} {state}" for state, number in found.items())
+        state = words(member.state)
+        found[state] = found.get(state, 0) + 1
+    return f"{len(members)} job{'s' * (len(members) != 1)}, " + ", ".join(f"{number} {state}" for state, number in found.items())
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
