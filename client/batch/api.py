@@ -28,8 +28,7 @@ class BatchJob:
     Attributes:
         name: in its chain or sweep.
         parameters: its values in a sweep.
-        status: SUCCEEDED, FAILED, STOPPED, LOST; SKIPPED, because it had succeeded before; or NOT_STARTED
-            started.
+        status: SUCCEEDED, FAILED, STOPPED, LOST; SKIPPED, because it had succeeded before; or NOT_STARTED.
         exit_code: as in `JobResult`; None where it did not run now.
         submission_id: of its newest attempt; None where it was never submitted.
         attempts: the ids of all its attempts.

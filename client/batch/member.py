@@ -41,7 +41,7 @@ class Member:
     Attributes:
         planned: what it is.
         state: WAITING, PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, LOST; SKIPPED, because it had succeeded before;
-            or NOT_STARTED started.
+            or NOT_STARTED.
         attempts: the ids of its attempts, the newest last.
         record: of the newest attempt, as it was last read.
         error: why it could not be submitted, or was lost.
