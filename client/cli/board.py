@@ -141,9 +141,8 @@ def counts(members: "Sequence[Member]") -> str:
     for member in members:
         state = words(member.state)
         found[state] = found.get(state, 0) + 1
-    return f"{len(members)} job{'s' * (len(members) != 1)}, " + ", ".join(
-        f"{number} {state}" for state, number in found.items()
-    )
+    total = "1 job" if len(members) == 1 else f"{len(members)} jobs"
+    return f"{total}, " + ", ".join(f"{number} {state}" for state, number in found.items())
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
