@@ -48,6 +48,18 @@ STOP_SECONDS = 16.0  # between SIGTERM and SIGKILL, as in `ray stop`
 POLL_SECONDS = 0.1
 MAXRSS_UNIT, MB = 1 if sys.platform == "darwin" else 1024, 1e6
 SUBMITS, THEIR_SUBMITS = 100, 10
+SWEEP_JOBS, THEIR_SWEEP_JOBS, SWEEP_PARALLEL, SWEEP_PEAK_MB = 1_000, 20, 8, 150.0
+SWEEP_LIMIT_SECONDS = 1_800.0
+# Keeps SWEEP_PARALLEL jobs running, and waits for the end of all.
+SHELL_LOOP = f"""
+running() {{ "$RAY" job list --address "$ADDRESS" 2>/dev/null | grep -cE "JobStatus\\.(PENDING|RUNNING)"; }}
+for number in $(seq {THEIR_SWEEP_JOBS}); do
+    while [ "$(running)" -ge {SWEEP_PARALLEL} ]; do sleep 1; done
+    "$RAY" job submit --address "$ADDRESS" --no-wait -- true >/dev/null
+done
+while [ "$(running)" -gt 0 ]; do sleep 1; done
+"""
+CHAIN_JOBS, CHAIN_SECONDS = 20, 1.0
 LOG_LINES, LOG_LINE_BYTES, LOG_PEAK_MB = 1_000_000, 1_000, 150.0
 
 
@@ -68,23 +80,25 @@ TARGETS = (
     Target("status", "status ID", "ray job list", 0.5),
     Target("warm", "submit simple_job.py, warm", "ray job submit, no upload", 0.5),
     Target("submits", f"{SUBMITS} submits, Python", f"ray job submit --no-wait ({THEIR_SUBMITS}, scaled)", 1 / 20),
+    Target("sweep", f"a sweep of {SWEEP_JOBS} jobs", f"submit --no-wait, loop polls ({THEIR_SWEEP_JOBS}, scaled)", 0.2),
     Target("log", f"follow {LOG_LINES * LOG_LINE_BYTES / 1e9:g} GB of log", "ray job logs -f", 1 / 3),
     Target("log-live", "the same, while it is written", "ray job logs -f", 1 / 3),
 )
 COLUMNS = {"what": 29, "beside": 41, "ours (s)": 8, "theirs (s)": 10, "ratio": 6, "target": 6, "reached": 0}
+ONCE = ("sweep",)  # takes minutes
 Side = Callable[[], float]
 WITHOUT_HEAD = ("help", "cold")  # the others share the head that `up embedded` started
-WITHOUT_WARM_UP = ("submits", "log", "log-live")  # the others have one extra run that is not counted
+WITHOUT_WARM_UP = ("submits", "sweep", "log", "log-live")  # the others have one extra run that is not counted
 
 
-def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[float, str, float]:
-    """Run a command for at most LIMIT_SECONDS. Returns its seconds, its output and its peak memory in MB."""
+def run(*command: str, env: Mapping[str, str] | None = None, limit: float = LIMIT_SECONDS) -> tuple[float, str, float]:
+    """Run a command for at most `limit` seconds. Returns its seconds, its output and its peak memory in MB."""
     with tempfile.TemporaryFile() as output:  # a pipe would also wait for background processes of the command
         began = time.perf_counter()
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        timer = Timer(LIMIT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+        timer = Timer(limit, os.killpg, (process.pid, signal.SIGKILL))
         timer.start()
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -96,7 +110,7 @@ def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[float, str
         seconds, process.returncode = time.perf_counter() - began, os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read().decode(errors="replace")
-    if process.returncode and seconds < LIMIT_SECONDS:
+    if process.returncode and seconds < limit:
         raise SystemExit(f"exit code {process.returncode} from {' '.join(command)}:\n{text}")
     return seconds, text, usage.ru_maxrss * MAXRSS_UNIT / MB
 
@@ -165,6 +179,9 @@ class Bench:
             loop = f"for _ in range({SUBMITS}): client.submit(command=['true'], address='embedded')"
             some = timed(RAY, "job", "submit", *there, "--no-wait", "--", "true", times=THEIR_SUBMITS)
             return [timed(sys.executable, "-c", f"import client\n{loop}"), lambda: some() * SUBMITS / THEIR_SUBMITS]
+        if name == "sweep":
+            self.env |= {"RAY": RAY, "ADDRESS": there[1]}
+            return [self._swept, lambda: run("sh", "-c", SHELL_LOOP, env=self.env)[0] * SWEEP_JOBS / THEIR_SWEEP_JOBS]
         if name in ("log", "log-live"):
             commands = ([*CLIENT, "logs", *where, "--follow"], [RAY, "job", "logs", *there, "-f"])
             return [partial(self._followed, name, command) for command in commands]
@@ -173,6 +190,25 @@ class Bench:
         modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports}
         self.facts[name] = [{"passed": {"no import of ray": "client" in modules and "ray" not in modules}}]
         return [timed(*command), timed(RAY, "job", "list", *there)]
+
+    def _swept(self) -> float:
+        given = [*CLIENT, "submit", "--address", "embedded", "--max-parallel", str(SWEEP_PARALLEL)]
+        given += ["--id", secrets.token_hex(4), "--array", f"1-{SWEEP_JOBS}", "--", "true"]
+        seconds, _, peak = run(*given, limit=SWEEP_LIMIT_SECONDS)
+        chain = self.scratch / "chain.yaml"
+        jobs = {f"job-{number}": {"command": "true"} for number in range(CHAIN_JOBS)}
+        chain.write_text(json.dumps({"jobs": jobs}))
+        command = [*CLIENT, "run", "--address", "embedded", "--max-parallel", str(SWEEP_PARALLEL), str(chain)]
+        run(*command)
+        skipped, text, _ = run(*command)
+        assert text.count("skipped, because") == CHAIN_JOBS, text
+        passed = {
+            f"below {SWEEP_PEAK_MB:g} MB": peak < SWEEP_PEAK_MB,
+            f"{CHAIN_JOBS} jobs skipped in {CHAIN_SECONDS:g} s": skipped <= CHAIN_SECONDS,
+        }
+        fact = {"peak_mb": peak, "chain_skipped_seconds": skipped, "passed": passed}
+        self.facts.setdefault("sweep", []).append(fact)
+        return seconds
 
     def _their_cold(self) -> float:
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
@@ -203,6 +239,7 @@ class Bench:
 
     def measure(self, name: str, runs: int) -> list[dict[str, Any]]:
         """Measure the rows with this name; the sides run alternately."""
+        runs = 1 if name in ONCE else runs
         if name not in WITHOUT_HEAD and self.head is None:
             embedded.up()
             self.head = embedded.warm()

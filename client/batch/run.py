@@ -210,14 +210,16 @@ class Runner:
     def _failed(self, member: Member, kind: str) -> Iterator[Event]:
         """Submit the job again if it may be, else start nothing that waits for it."""
         order = member.planned.order
-        if kind in order.retry_on and member.retries < order.retries and not self._ending:
-            member.retries += 1
+        # What an earlier run has left is lost for that run; for this one, it is as if it had not been there.
+        is_left = kind == "lost" and is_attached(member)
+        if (is_left or (kind in order.retry_on and member.retries < order.retries)) and not self._ending:
+            member.retries += not is_left
             pause = min(2.0 ** (member.retries - 1), _LONGEST_PAUSE)
             member.not_before = max(member.not_before, time.monotonic() + pause)
             member.state, member.error, member.exit_code = "WAITING", None, None
             how = "was lost" if kind == "lost" else "failed"
-            again = f"submitting it again (retry {member.retries} of {order.retries})"
-            self._note(f"{order.name}: {member.submission_id} {how}; {again}")
+            count = "" if is_left else f" (retry {member.retries} of {order.retries})"
+            self._note(f"{order.name}: {member.submission_id} {how}; submitting it again{count}")
         else:
             self._ending = self._ending or not self._options.keep_going
         yield Changed(member)
@@ -238,6 +240,11 @@ def _failure(job: JobRecord) -> str:
     if job.driver_exit_code is not None:
         return "exit"
     return "lost" if job.error_type in _LOST else "start"
+
+
+def is_attached(member: Member) -> bool:
+    """Whether its newest attempt is one of an earlier run."""
+    return member.planned.decision == "attach" and member.attempts == list(member.planned.attempts)
 
 
 def _left(member: Member) -> bool:

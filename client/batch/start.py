@@ -127,7 +127,7 @@ def detach(found: Ready) -> str:
 def _as_data(found: Ready) -> dict[str, Any]:
     def as_data(job: Planned) -> dict[str, Any]:
         first = len(job.attempts) + 1
-        most = range(first, first + job.order.retries + 1) if job.decision in ("run", "attach") else ()
+        most = range(first, first + job.order.retries + 2) if job.decision in ("run", "attach") else ()
         return {
             "order": asdict(job.order),
             "decision": job.decision,

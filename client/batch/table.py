@@ -158,7 +158,7 @@ def hours(jobs: Iterable[JobRecord]) -> dict[str, float]:
     for job in jobs:
         for name, amount in (("cpu_hours", "num_cpus"), ("gpu_hours", "num_gpus")):
             found[name] += float(job.metadata.get(amount, 0)) * (job.seconds or 0) / 3600
-    return {name: round(amount, 6) for name, amount in found.items()}
+    return found
 
 
 def data(table: Table, job_data: Any) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
+from click.core import ParameterSource
 
-from client.errors import ClientError, ContactLost, Detached, UsageError
+from client.errors import ClientError, ContactLost, Detached, NotAuthorised, OutputLost, UsageError
 
 if TYPE_CHECKING:
     from client.batch.batch import Batch, Options
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from client.batch.start import Ready
     from client.job.request import Request
 
+_GOES_ON = "the jobs that run go on, and no other is started; to continue, run the same command again"
 _AGAIN_SECONDS = 2.0  # a second Ctrl-C this soon stops the batch
 _STOP_SECONDS = 60.0
+_OF_SWEEPS = ("max_parallel", "force", "retry_on")
 
 max_parallel_option = click.option(
     "--max-parallel",
@@ -52,10 +55,14 @@ force_option = click.option("--force", is_flag=True, help="Also run the jobs tha
 
 
 def sweep_of(
-    request: "Request", matrix: Sequence[str], array: str | None, retries: int, retry_on: str
+    ctx: click.Context, request: "Request", matrix: Sequence[str], array: str | None, retries: int, retry_on: str
 ) -> "Batch | None":
     """The batch that the options of `submit` ask for; None for one job without retries."""
     if not (matrix or array or retries):
+        given = [name for name in _OF_SWEEPS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+        if given:
+            needed = "--retries" if given[0] == "retry_on" else "--matrix or --array"
+            raise UsageError(f"--{given[0].replace('_', '-')} needs {needed}", "add it, or leave the option out")
         return None
     from client.batch import sweep
     from client.batch.batch import RETRY_ON
@@ -95,10 +102,14 @@ def run_batch(
     from client.batch.start import detach as hand_over
     from client.batch.start import ready
     from client.cli import output
-    from client.cli.dry_run import show_batch_plan
+    from client.cli.dry_run import show_batch_plan, show_first_run
     from client.cli.options import choose, note_url
+    from client.targets import is_cold
 
     chosen = choose(address)
+    if dry_run and is_cold(chosen):
+        show_first_run(batch, options, chosen, output_format)
+        ctx.exit(0)
     with ready(
         batch,
         chosen,
@@ -126,6 +137,13 @@ def run_batch(
         except KeyboardInterrupt:
             ends = found.target.ends_with_us
             _interrupted(ctx, found, address, on_interrupt or ("stop" if ends else "detach"))
+        except BrokenPipeError:
+            output.note(_GOES_ON)
+            raise
+        except (ContactLost, NotAuthorised, OutputLost) as error:
+            raise type(error)(str(error), _GOES_ON) from error
+        if found.target.ends_with_us and batch.kind != "job":
+            output.note("this Ray ends now, and the next run starts anew: `up embedded` starts one that is kept")
         finish(ctx, runner, batch.name, output_format)
 
 
@@ -200,7 +218,7 @@ def _interrupted(
     name = found.batch.name
     try:
         if on_interrupt == "detach":
-            output.note("the jobs that run go on, and no other is started; to continue, run the same command again")
+            output.note(_GOES_ON)
             output.note(f"to stop them, press Ctrl-C again now, or run {_command(ctx, address, 'stop', name)}")
             time.sleep(_AGAIN_SECONDS)
             raise Detached(f"detached from {name}")

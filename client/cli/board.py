@@ -69,6 +69,8 @@ class Board:
 
 def said(event: "Changed") -> str:
     """A line about a job's new state; "" if there is nothing to say."""
+    from client.batch.run import is_attached
+
     member = event.member
     if member.state == "SKIPPED":
         return f"{member.name}: skipped, because {member.planned.why}"
@@ -77,8 +79,11 @@ def said(event: "Changed") -> str:
     if member.state in ("WAITING", "RUNNING"):
         return ""
     if member.state == "PENDING":
-        attached = member.planned.decision == "attach" and list(member.planned.attempts) == member.attempts
-        how = f"attached to job {member.submission_id}" if attached else f"job {member.submission_id} submitted"
+        how = (
+            f"attached to job {member.submission_id}"
+            if is_attached(member)
+            else f"job {member.submission_id} submitted"
+        )
         return f"{member.name}: {how}"
     took = f" after {member.seconds:.1f} s" if member.seconds is not None else ""
     how = {"SUCCEEDED": "succeeded", "STOPPED": "was stopped", "LOST": "was lost"}.get(

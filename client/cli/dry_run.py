@@ -1,10 +1,13 @@
 """What `--dry-run` shows."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from client.batch.batch import Batch, Options, Step
     from client.batch.start import Ready
     from client.job.submit import Plan
+    from client.targets import Address
 
 
 def show_plan(plan: "Plan", *, as_json: bool) -> None:
@@ -42,34 +45,66 @@ def show_batch_plan(found: "Ready", output_format: str) -> None:
         found: the batch.
         output_format: text, json or csv.
     """
-    from client.cli import board, output
+    from client.cli import output
 
     rows = [
         {
-            "job": job.step.name,
-            "parameters": dict(job.step.parameters),
-            "after": list(job.order.after),
-            "decision": job.decision,
-            "why": job.why,
-            "command": job.submission(1).arguments["entrypoint"],
-            "status": None,
+            **_row(job.step, job.submission(1).arguments["entrypoint"], job.decision, job.why),
             "submission_id": job.submission(len(job.attempts) + (job.decision == "run") or 1).submission_id,
             "attempts": list(job.attempts),
         }
         for job in found.planned
     ]
     packages = {package.uri: package.size for job in found.planned for package in job.prepared.packed.packages}
-    if output_format == "json":
-        output.print_json({"name": found.batch.name, "jobs": rows, "packages": packages})
+    _print_rows(found.batch.name, rows, output_format, packages=packages)
+    if output_format != "text":
         return
-    if output_format == "csv":
-        output.print_line(board.to_csv(rows).rstrip("\n"))
-        return
-    header = ("JOB", "AFTER", "DECISION", "WHY", "COMMAND")
-    cells = [[row["job"], ", ".join(row["after"]), row["decision"], row["why"], row["command"]] for row in rows]
-    output.print_table(header, cells)
     if not packages:
         output.note("nothing is uploaded: the jobs run where their files are")
     for uri, size in packages.items():
         there = "is there already" if found.sender.jobs.has_package(uri) else "would be uploaded once"
         output.note(f"{uri} of {size} bytes {there}")
+
+
+def show_first_run(batch: "Batch", options: "Options", address: "Address", output_format: str) -> None:
+    """Show the order of a batch's jobs on a Ray that is not started yet.
+
+    Args:
+        batch: the jobs.
+        options: how they run.
+        address: of that Ray.
+        output_format: text, json or csv.
+    """
+    from client.batch.batch import chosen
+    from client.job.submission import command_line
+    from client.targets import runtime
+
+    may_run, where = chosen(batch, options), runtime(address)
+    decisions = {True: ("run", "there is no cluster yet"), False: ("leave", "not chosen")}
+    rows = [
+        {
+            **_row(step, command_line(step.request, where), *decisions[step.name in may_run]),
+            "submission_id": None,
+            "attempts": [],
+        }
+        for step in batch.steps
+    ]
+    _print_rows(batch.name, rows, output_format, packages={})
+
+
+def _row(step: "Step", command: str, decision: str, why: str) -> dict[str, Any]:
+    known = {"job": step.name, "parameters": dict(step.parameters), "after": list(step.order.after)}
+    return {**known, "decision": decision, "why": why, "command": command}
+
+
+def _print_rows(name: str, rows: Sequence[dict[str, Any]], output_format: str, *, packages: dict[str, int]) -> None:
+    from client.cli import board, output
+
+    if output_format == "json":
+        output.print_json({"name": name, "jobs": rows, "packages": packages})
+    elif output_format == "csv":
+        output.print_line(board.to_csv(rows).rstrip("\n"))
+    else:
+        header = ("JOB", "AFTER", "DECISION", "WHY", "COMMAND")
+        cells = [[row["job"], ", ".join(row["after"]), row["decision"], row["why"], row["command"]] for row in rows]
+        output.print_table(header, cells)

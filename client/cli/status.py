@@ -68,14 +68,16 @@ def print_batch(table: "Table", output_format: str) -> None:
                 **_hours(batches.hours(table.jobs)),
             }
         )
-        header = ("JOB", "STATUS", "EXIT", "SECONDS", "ATTEMPTS", "SUBMISSION ID")
-        output.print_table(header, [_row(row) for row in table.rows])
+        names = list(dict.fromkeys(name for row in table.rows for name in row.parameters))
+        header = (*(names or ("JOB",)), "STATUS", "EXIT", "SECONDS", "ATTEMPTS", "SUBMISSION ID")
+        output.print_table(header, [_row(row, names) for row in table.rows])
 
 
-def _row(row: "Row") -> list[str]:
+def _row(row: "Row", parameters: list[str]) -> list[str]:
+    first = [row.parameters.get(name, "") for name in parameters] or [row.name]
     code, seconds = row.job.exit_code, row.job.seconds
     numbers = ["" if code is None else str(code), "" if seconds is None else f"{seconds:.1f}", str(len(row.attempts))]
-    return [row.name, row.job.status, *numbers, row.job.submission_id]
+    return [*first, row.job.status, *numbers, row.job.submission_id]
 
 
 def _hours(found: dict[str, float]) -> dict[str, str]:

@@ -180,7 +180,7 @@ def submit(
     as_json = output_format == "json"
     with sigterm_interrupts():
         request = _request(plain=_is_plain(output_format != "text"), **given)
-        if batch := sweep_of(request, matrix, array, retries, retry_on):
+        if batch := sweep_of(ctx, request, matrix, array, retries, retry_on):
             from client.batch.batch import Options, rebuild
 
             if fetch:

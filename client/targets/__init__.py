@@ -125,6 +125,13 @@ def runtime(address: Address) -> Runtime:
     return Runtime(sys.executable, in_place=True, secrets={}) if embedded else Runtime()
 
 
+def is_cold(address: Address) -> bool:
+    """Whether `connect` would start a Ray of our own."""
+    from client.targets.embedded import target as embedded
+
+    return address.value == "embedded" and embedded.warm() is None
+
+
 def connect(address: Address, *, start_in: Path | None = None) -> AbstractContextManager[Target]:
     """The target at an address.
 
