@@ -22,6 +22,7 @@ from client.targets.resources import groups
 from client.targets.target import OUTPUTS, NodeGroup, Runtime, Target
 from client.wait import Note, wait
 
+_ANSWER_SECONDS = 60.0
 _KUBELET_SECONDS = 3.0  # until a pod's status shows that a container was killed
 
 
@@ -94,6 +95,12 @@ class KubernetesTarget(Target):
             note("this login may not use the API server's proxy (services/proxy); using a port-forward instead")
             self._noted = True
         self.cluster.wait_ready(note, seconds)
+        if self.ray_version is None:  # a head that was just replaced may be called ready before it answers
+            wait(self._why_no_version, min(seconds, _ANSWER_SECONDS), note, poll=1.0)
+
+    def _why_no_version(self) -> str:
+        self.ray_version = RayJobs(self).version()["ray_version"]
+        return ""
 
     def pods(self) -> Sequence[Container]:
         """The Ray containers, the head's first."""

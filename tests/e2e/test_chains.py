@@ -13,8 +13,8 @@ import yaml
 
 from tests.e2e._cluster import Cluster
 from tests.e2e.conftest import CHART, helm, kubectl, until
-from tests.e2e.test_client import VALUES
-from tests.e2e.test_faults import pod, replace_head, user
+from tests.e2e.test_client import VALUES, pod
+from tests.e2e.test_faults import replace_head, user
 from tests.e2e.test_recovery import store as store
 
 # Appends its name to a file that all jobs of the head share, and waits until it may end.
@@ -160,21 +160,24 @@ def test_a_head_that_is_lost_is_retried(cluster: str, chain: Path, tmp_path: Pat
     assert attempts == {"first": 1, "left": 2, "right": 1, "last": 1}
 
 
-def test_a_lost_job_runs_again_without_retries(cluster: str, chain: Path) -> None:
+def test_a_lost_job_runs_again_without_retries(cluster: str, chain: Path, tmp_path: Path) -> None:
     """Ray goes on to report it as running."""
-    with subprocess.Popen(command("run", chain), env=user(cluster, GATE="gate"), stdout=subprocess.PIPE) as client:
+    env = user(cluster, GATE="gate")
+    with subprocess.Popen(command("run", chain), env=env, stdout=subprocess.PIPE) as client:
         until("left begins", lambda: {"begins left", "ends right"} <= {*marks(cluster)})
         client.kill()
     replace_head(cluster)
-    given = command("run", "-o", "json", chain)
-    with subprocess.Popen(
-        given, env=user(cluster, GATE="gate"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as client:
+    files = tmp_path / "out", tmp_path / "err"
+    with files[0].open("wb") as out, files[1].open("wb") as err:
+        again = subprocess.Popen(command("run", "-o", "json", chain), env=env, stdout=out, stderr=err)
+    try:
         until("left begins again", lambda: marks(cluster) == ["begins left"], 120, cluster)
         on_head(cluster, "touch /tmp/ray/gate")
-        out, err = client.communicate(timeout=120)
-    assert client.returncode == 0, err
-    states = {job["job"]: (job["status"], len(job["attempts"])) for job in json.loads(out)["jobs"]}
+        assert again.wait(120) == 0
+    finally:
+        again.kill()
+        again.wait()
+    states = {job["job"]: (job["status"], len(job["attempts"])) for job in json.loads(files[0].read_text())["jobs"]}
     assert states == {
         "first": ("SKIPPED", 1),
         "left": ("SUCCEEDED", 2),
