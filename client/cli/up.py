@@ -1,6 +1,8 @@
 """The command `up`: start Ray and keep it, on this machine or as the chart's release on a cluster."""
 
+import json
 import os
+import tempfile
 import time
 
 import click
@@ -17,6 +19,12 @@ from client.cli.options import Duration
     metavar="PATH|OCI",
     shell_complete=complete_files,
     help="Chart to install. Default: the clone's charts/ray-workload.",
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="A file with the number and size of the workers, like jobs/ray_cluster_config.yaml. -f and --set override it.",
 )
 @click.option(
     "-f",
@@ -45,6 +53,7 @@ def up(
     /,
     target: str,
     chart: str | None,
+    config: str | None,
     files: tuple[str, ...],
     sets: tuple[str, ...],
     namespace: str,
@@ -63,22 +72,27 @@ def up(
         started = "is running" if embedded.up(note) else "was already running"
         note(f"embedded Ray {started}: `submit` uses it until `down embedded`")
         return
+    from client.chart.config import values_of
     from client.chart.helm import RELEASE, Helm, find_chart
     from client.chart.release import Release
+    from client.job.request import read_yaml
     from client.kube.cluster import address_of
 
     end = time.monotonic() + timeout
     chart = find_chart(chart, files)
+    values = values_of(config, read_yaml(config), os.environ, target, note) if config else {}
     login = log_in(target, context)
     helm, release = Helm(login.context, namespace), Release(login, namespace, RELEASE)
-    with status_line() as show:
+    with status_line() as show, tempfile.NamedTemporaryFile("w", suffix=".yaml") as own:
+        json.dump(values, own)
+        own.flush()
         show(f"helm installs {chart} into {login.context}/{namespace}")
 
         def watch() -> None:
             if why := release.why_hook_waits():
                 show(f"helm is waiting for a hook: {why}")
 
-        found = helm.install(target, chart, files, sets, end - time.monotonic(), watch)
+        found = helm.install(target, chart, (own.name, *files), sets, end - time.monotonic(), watch)
         if found:
             release.cluster_name = found["metadata"]["name"]
             release.wait_ready(show, end - time.monotonic())

@@ -25,7 +25,7 @@ FAR = "https://127.0.0.2:9"  # nothing listens there
 
 # A stand-in for helm with a cluster: `upgrade` renders the chart with its arguments instead of installing it.
 RENDERING = f"""#!{sys.executable}
-import json, subprocess, sys
+import json, pathlib, subprocess, sys
 real, given = {TOOL!r}, sys.argv[1:]
 if given[0] != "upgrade":
     sys.exit(subprocess.run([real, *given]).returncode)
@@ -36,6 +36,7 @@ for word in rest:
         kept += [word, next(rest)]
 done = subprocess.run([real, "template", *kept], stdin=sys.stdin, capture_output=True, text=True)
 sys.stderr.write(done.stderr)
+pathlib.Path(__file__).with_name("rendered").write_text(done.stdout)
 info = {{"status": "deployed", "last_deployed": "2026-01-01T00:00:00Z"}}
 print(json.dumps({{"name": "ray", "namespace": "n", "version": 1, "info": info, "manifest": done.stdout}}))
 sys.exit(done.returncode)
@@ -103,6 +104,23 @@ def test_values_are_those_of_helm(helm: Helm, tmp_path: Path) -> None:
     assert got["list"] == ["x", "y", 3] and got["deep"] == {"er": {"key": 5}} and got["dotted.key"] == {"in": "a,b"}
     assert "gone" not in got and got["layer"] == "own" and got["local"] is True
     assert got["text"] == "with spaces 'and' \"quotes\" $HOME"
+
+
+def test_a_config_is_between_the_targets_values_and_those_of_the_user(helm: Helm, run: Cli, tmp_path: Path) -> None:
+    path = chart(tmp_path, **{"values-local.yaml": "workers: {cpu: 1, replicas: 1, spot: true}\nhead: {cpu: 1}\n"})
+    (path / "templates" / "one.yaml").write_text(TEMPLATE.replace("RayCluster", "ConfigMap"))  # so `up` does not wait
+    (tmp_path / "cluster.yaml").write_text("{num_workers: 2, worker_cpu: 2, head_cpu: 2}")
+    (tmp_path / "own.yaml").write_text("workers: {cpu: 3}\n")
+    with serving(lambda *_: (200, {}, b"{}")) as server:
+        env = {"KUBECONFIG": str(config(tmp_path, server, {})), "RAY_NUM_WORKERS": "4"}
+        given = ("--config", "cluster.yaml", "-f", "own.yaml", "--set", "head.cpu=5", "--timeout", "60")
+        done = run("up", "local", "--context", "far", "--chart", str(path), *given, env=env)
+    assert done.returncode == 0, done.stderr
+    assert b"RAY_NUM_WORKERS=4 overrides num_workers of cluster.yaml\n" in done.stderr
+    values = yaml.safe_load((tmp_path / "bin" / "rendered").read_text())["values"]
+    assert values["head"] == {"cpu": 5}
+    assert values["workers"] == {"cpu": 3, "replicas": 4, "maxReplicas": 4, "spot": True}
+    assert not list(Path(os.environ["TMPDIR"]).glob("*.yaml"))
 
 
 def test_a_chart_in_an_archive(helm: Helm, tmp_path: Path) -> None:
