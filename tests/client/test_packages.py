@@ -73,12 +73,13 @@ def installed(users_python: Path, head_folder: Path, tmp_path: Path) -> Installe
     return run
 
 
-def make_wheel(folder: Path, module: str) -> Path:
+def make_wheel(folder: Path, module: str, version: str = "1.0", requires: str = "") -> Path:
     """Write the wheel of a package with one module, whose WORD is its name."""
-    path, info = folder / f"{module}-1.0-py3-none-any.whl", f"{module}-1.0.dist-info"
+    path, info = folder / f"{module}-{version}-py3-none-any.whl", f"{module}-{version}.dist-info"
+    required = f"Requires-Dist: {requires}\n" if requires else ""
     files = {
         f"{module}.py": f"WORD = '{module}'\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {module}\nVersion: {version}\n{required}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
