@@ -21,7 +21,9 @@ Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
 # A long file that starts late would run on alone when all others have ended.
 START_FIRST = [
     f"tests/client/test_{name}.py"
-    for name in "embedded submit packages cli errors docs python_api follow doctor package timeout".split()
+    for name in (
+        "embedded submit packages cli errors docs python_api follow doctor package setup_environment timeout".split()
+    )
 ]
 
 

@@ -16,7 +16,7 @@ def _is(kind: type, value: Any) -> bool:
 _COUNT = (lambda value: _is(int, value) and value >= 0, "a whole number of at least 0")
 _CPU = (lambda value: (_is(int, value) or _is(float, value)) and 1 <= value < 1000, "a number of at least 1")
 _MEMORY = (
-    lambda value: isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?[MGT]i?", value),
+    lambda value: isinstance(value, str) and re.fullmatch(r"[1-9]\d*(\.\d+)?[MGT]i?", value),
     "an amount with a unit, like 8Gi",
 )
 _KINDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {

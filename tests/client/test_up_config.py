@@ -85,7 +85,7 @@ COUNT, CPU, MEMORY = "a whole number of at least 0", "a number of at least 1", "
         ("worker_cpu: {}", f"worker_cpu must be {CPU}"),
         *(
             (f"head_memory: {value}", f"head_memory must be {MEMORY}")
-            for value in ("8", "8GB", "8 Gi", "-1Gi", "'8'", "Gi")
+            for value in ("8", "0Gi", "8GB", "8 Gi", "-1Gi", "'8'", "Gi")
         ),
         ("worker_memory: 0.5", f"worker_memory must be {MEMORY}"),
         ("{worker_gpus: 1, worker_accelerator: 4}", "worker_accelerator must be a kind of GPU, like L4"),
