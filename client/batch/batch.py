@@ -57,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a cluster must have before a batch is sent.
+    """The needs of a batch, checked before it is sent.
 
     Attributes:
         workers: how many nodes besides the head.

@@ -16,9 +16,8 @@ from client.wait import read_duration
 _Path = tuple[str | int, ...]
 _TOP = ("name", "cluster", "defaults", "jobs")
 _WISH = ("workers", "gpus", "accelerator")
-_DEFAULTS = (
-    "working_dir args env secret_env pip num_cpus num_gpus accelerator timeout retries retry_on runtime_env".split()
-)
+_DEFAULTS = ["working_dir", "args", "env", "secret_env", "pip", "num_cpus", "num_gpus", "accelerator", "timeout"]
+_DEFAULTS += ["retries", "retry_on", "runtime_env"]
 _JOB = ["script", "command", "after", "parent_job_key", *_DEFAULTS]
 _VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?:(:-)((?:[^{}])*))?\})")
 NAME = re.compile(r"\w[\w.-]*")
@@ -114,7 +113,7 @@ def _note_lines(node: Any, where: _Path, lines: dict[_Path, int]) -> Iterator[_P
 def _chain(data: Any, lines: Mapping[_Path, int], path: str) -> Batch:
     mistakes = _Mistakes(path, lines)
     if not isinstance(data, dict) or not isinstance(data.get("jobs"), dict) or not data["jobs"]:
-        mistakes.add((), "there are no `jobs`, a mapping from names to jobs")
+        mistakes.add((), "there is no key `jobs`, with a name for each job")
         mistakes.check()
     data = _expanded(data, (), mistakes)
     for key in data:
@@ -165,7 +164,7 @@ def _expanded(value: Any, where: _Path, mistakes: _Mistakes) -> Any:
 def _mapping(data: Mapping[str, Any], key: str, known: Collection[str], mistakes: _Mistakes) -> dict[str, Any]:
     value = data.get(key) or {}
     if not isinstance(value, dict):
-        mistakes.add((key,), f"{key} must have names and values")
+        mistakes.add((key,), f"{key} must map names to values")
         return {}
     for name in value:
         if name not in known:
@@ -204,7 +203,7 @@ def _words(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes
 def _variables(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes) -> dict[str, str]:
     value = given.get(key) or {}
     if not isinstance(value, dict) or any(isinstance(part, dict | list) or part is None for part in value.values()):
-        mistakes.add((*where, key), f"{key} must have a text for each name")
+        mistakes.add((*where, key), f"{key} must map each name to a text")
         return {}
     return {str(name): str(part).lower() if isinstance(part, bool) else str(part) for name, part in value.items()}
 
@@ -214,7 +213,7 @@ def _step(
 ) -> Step | None:
     where: _Path = ("jobs", name)
     if not isinstance(given, dict):
-        mistakes.add(where, f"job {name} must have keys, such as script")
+        mistakes.add(where, f"job {name} must have keys, for example script")
         return None
     if not NAME.fullmatch(name):
         mistakes.add(where, f"{name} is not a name: use letters, digits, underscores, dots and dashes")

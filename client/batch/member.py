@@ -12,7 +12,7 @@ from client.ray_api.record import JobRecord
 
 
 class Runnable(Protocol):
-    """What a runner needs of a job: `client.batch.plan.Planned`, or what another process has made of it."""
+    """A job for a runner: `client.batch.plan.Planned`, or one that another process has planned."""
 
     @property
     def order(self) -> Order:

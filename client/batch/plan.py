@@ -22,6 +22,7 @@ from client.targets.target import NodeGroup, Target
 from client.wait import Note, silent
 
 Decision = Literal["run", "attach", "skip", "leave"]
+_NEW = "it is new"
 _ID_LENGTH = 40  # of the batch's name and of the job's, in an id
 
 
@@ -80,7 +81,7 @@ def make_plan(
 
     Raises:
         UsageError: the cluster cannot run some of the jobs; all of these are named.
-        ClientError: an older version of one of the jobs still runs.
+        ClientError: another version of one of the jobs still runs.
     """
     may_run = chosen(batch, options)
     _check(batch, target, sender, note, seconds)
@@ -88,6 +89,7 @@ def make_plan(
     sender.wait_ready()
     jobs = [job for job in sender.jobs.list() if job.metadata.get("batch") == batch.name]
     known, lost = attempts(jobs), sender.jobs.lost(jobs)
+    names = {name for name, _ in known}
     planned: list[Planned] = []
     specs: dict[str, str] = {}
     for step in batch.steps:
@@ -95,6 +97,8 @@ def make_plan(
         after = [specs[name] for name in step.order.after]
         spec = specs[step.name] = hashlib.sha256(json.dumps([*hashes, *after]).encode()).hexdigest()[:16]
         decision, why = _decide(step, known.get((step.name, spec), ()), lost, options, may_run)
+        if why == _NEW and step.name in names:
+            why = "it, its files or a job before it have changed"
         if decision == "run":
             _check_not_running(batch, step, known, lost)
         earlier = tuple(job.submission_id for job in known.get((step.name, spec), ()))
@@ -131,7 +135,7 @@ def _decide(
     forced = options.force or options.start is not None or options.only is not None
     if done and not forced:
         return "skip", f"{done} succeeded"
-    return "run", "it succeeded before, and is forced" if done else "it failed before" if known else "it is new"
+    return "run", "forced, though it succeeded before" if done else "it failed before" if known else _NEW
 
 
 def _running(known: Iterable[JobRecord], lost: Collection[str]) -> JobRecord | None:
@@ -144,7 +148,7 @@ def _check_not_running(
     for (name, _), jobs in known.items():
         if name == step.name and (running := _running(jobs, lost)):
             raise ClientError(
-                f"{running.submission_id}, an older version of {batch.name}/{name}, is still {running.status}",
+                f"{running.submission_id}, another version of {batch.name}/{name}, is still {running.status}",
                 f"wait for its end, or run `stop {batch.name}`",
             )
 
@@ -182,9 +186,9 @@ def _missing(batch: Batch, target: Target, sender: Sender, note: Note, seconds: 
     kind = f"accelerator_type:{wish.accelerator}"
     missing = []
     if workers < wish.workers:
-        missing.append(f"{wish.workers:g} workers (it has at most {workers:g})")
+        missing.append(f"{wish.workers:g} workers (there are at most {workers:g})")
     if gpus < wish.gpus:
-        missing.append(f"{wish.gpus:g} GPUs (it has at most {gpus:g})")
+        missing.append(f"{wish.gpus:g} GPU (there are at most {gpus:g})")
     if wish.accelerator and not any(kind in node for _, node, _ in groups):
         missing.append(f"a GPU of the kind {wish.accelerator}")
-    return f"cluster: {batch.name} needs {', '.join(missing)}" if missing else ""
+    return f"cluster: the chain needs {', '.join(missing)}" if missing else ""

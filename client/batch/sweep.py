@@ -119,7 +119,8 @@ def _check(request: Request, parameters: Mapping[str, Sequence[str]], unused: Co
     used = {found[1] for text in texts for found in _PLACEHOLDER.finditer(text) if found[1]}
     if unknown := next((name for name in sorted(used) if name not in parameters), None):
         close = difflib.get_close_matches(unknown, parameters, 1)
-        hint = f"did you mean {{{close[0]}}}?" if close else f"write {{{{{unknown}}}}} for the text {{{unknown}}}"
+        instead = f"add --matrix {unknown}=VALUES, or write {{{{{unknown}}}}} for the text {{{unknown}}}"
+        hint = f"did you mean {{{close[0]}}}?" if close else instead
         raise UsageError(f"there is no parameter {unknown}", hint)
     if idle := next((name for name in parameters if name not in used and name not in unused), None):
         raise UsageError(f"no argument uses the parameter {idle}", f"put {{{idle}}} into an argument or into --env")

@@ -65,7 +65,7 @@ class Table:
 
     @property
     def unfinished(self) -> list[JobRecord]:
-        """What still runs or waits, the runner included."""
+        """The jobs that still run or wait, the runner included."""
         return [job for job in (*([self.runner] if self.runner else []), *self.jobs) if not job.finished]
 
     @property
@@ -77,7 +77,7 @@ class Table:
 
     @property
     def submit_time(self) -> int:
-        """Of the first job, as Unix time in milliseconds."""
+        """The time of the first job, as Unix time in milliseconds."""
         return min((job.submit_time or 0 for job in self.jobs), default=self._newest.submit_time or 0)
 
     @property

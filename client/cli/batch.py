@@ -32,14 +32,18 @@ max_parallel_option = click.option(
     help="Run at most N jobs at once.",
 )
 retries_option = click.option(
-    "--retries", type=click.IntRange(min=0), default=0, metavar="N", help="Submit a job that failed again, N times."
+    "--retries",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="If a job fails, submit it again, at most N times.",
 )
 retry_on_option = click.option(
     "--retry-on",
     metavar="KINDS",
     default="lost,exit",
     show_default=True,
-    help="What to retry after: lost (its node or the head was lost), exit (the driver failed).",
+    help="Retry after these failures: lost (its node or the head was lost), exit (the driver failed).",
 )
 matrix_option = click.option(
     "--matrix",
@@ -49,7 +53,9 @@ matrix_option = click.option(
     "Can be repeated.",
 )
 array_option = click.option(
-    "--array", metavar="FIRST-LAST", help="Run a job for each number, in RAY_WORKLOAD_ARRAY_INDEX and {index}."
+    "--array",
+    metavar="FIRST-LAST",
+    help="Run a job for each number. It has the number in RAY_WORKLOAD_ARRAY_INDEX and as {index}.",
 )
 force_option = click.option("--force", is_flag=True, help="Also run the jobs that have succeeded before.")
 

@@ -26,7 +26,11 @@ from client.cli.options import Duration, address_option, batch_output_option
 @force_option
 @click.option("--from", "start", metavar="JOB", help="Run this job and those after it, even if they have succeeded.")
 @click.option("--only", metavar="JOB", help="Run this job alone, even if it has succeeded.")
-@click.option("--detach", is_flag=True, help="Let the cluster run the chain: this machine may be switched off.")
+@click.option(
+    "--detach",
+    is_flag=True,
+    help="Let the cluster run the chain, with the client of its image. This machine may be switched off.",
+)
 @click.option(
     "--on-interrupt",
     type=click.Choice(["stop", "detach"]),
