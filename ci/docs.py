@@ -29,6 +29,8 @@ def commands() -> Iterator[str]:
     """Yield a section per command: its usage, its help and its options."""
     root = click.Context(cli, info_name=PROGRAM)
     for name, command in sorted(cli.commands.items()):
+        if command.hidden:
+            continue
         context = click.Context(command, info_name=name, parent=root)
         arguments = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]
         usage = " ".join([PROGRAM, name, "[OPTIONS]", *arguments])
