@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-LAYERS = ("cli", "doctor", "batch", "job", "chart", "targets", "upload", "ray_api", "kube")  # each imports only those after it
+# Each imports only those after it.
+LAYERS = ("cli", "doctor", "batch", "job", "chart", "targets", "upload", "ray_api", "kube")
 BASE = ("errors", "http", "wait", "streams")  # below all of them; these import only each other
 PUBLIC = ("", "__main__")  # the package itself exports the Python API; `python -m client` is the command line
 MAX_LINES = 300
