@@ -79,13 +79,13 @@ class BatchRun:
             self._new.put(error)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[BatchJob]:
-        """Yield each job when it has ended, those that had ended before first.
+        """Yield each job when it has ended; first those that have ended already.
 
         Args:
             timeout: seconds to wait for the next one; None waits to the end.
 
         Raises:
-            TimedOut: none has ended in time; all go on.
+            TimedOut: none has ended in time; all continue.
             ContactLost: the cluster is gone; jobs may still run.
         """
         yield from list(self._results.values())
@@ -93,7 +93,7 @@ class BatchRun:
             try:
                 found = self._new.get(timeout=timeout)
             except queue.Empty:
-                raise TimedOut(f"no job of {self.name} has ended after {timeout:g} s", "they go on") from None
+                raise TimedOut(f"no other job of {self.name} has ended in {timeout:g} s", "they continue") from None
             if isinstance(found, BatchJob):
                 self._results[found.name] = found
                 yield found
@@ -161,8 +161,11 @@ def chain(
         max_parallel: how many jobs run at once.
         keep_going: after a failure, finish what does not wait for the failed job.
         force: also run the jobs that have succeeded before.
-        start: run this job and those after it, and no others.
-        only: run this job alone.
+        start: run this job and those after it, even if they have succeeded, and no others.
+        only: run this job alone, even if it has succeeded.
+
+    Returns:
+        The chain, which runs in a thread of this process: call `wait`.
 
     Raises:
         UsageError: the chain has mistakes; all of them are named.
@@ -199,6 +202,9 @@ def sweep(
         force: also run the jobs that have succeeded before.
         address: where, as in `submit`.
         **arguments: the other arguments of `submit`; `submission_id` is the name of the sweep.
+
+    Returns:
+        The sweep, which runs in a thread of this process: call `wait` or `as_completed`.
 
     Raises:
         UsageError: an argument is wrong.
