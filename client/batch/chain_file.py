@@ -1,10 +1,11 @@
 """A chain's file: YAML, read with the line of each key, so that every mistake is reported at once with its line."""
 
 import difflib
+import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from graphlib import CycleError
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class _Mistakes:
         self._path, self._lines, self._found = path, lines, dict[tuple[int, str], None]()
 
     def line(self, where: _Path) -> int:
+        if where not in self._lines and where[:1] == ("jobs",) and (default := ("defaults", *where[2:])) in self._lines:
+            where = default
         while where not in self._lines and where:
             where = where[:-1]
         return self._lines.get(where, 1)
@@ -59,7 +62,8 @@ def read_chain(path: str) -> Batch:
     Raises:
         UsageError: it cannot be read, or has mistakes; all of them are named.
     """
-    return _chain(*_load(path), path)
+    data, lines, twice = _load(path)
+    return _chain(data, lines, path, twice)
 
 
 def chain_of(data: Mapping[str, Any], name: str, folder: Path) -> Batch:
@@ -73,7 +77,8 @@ def chain_of(data: Mapping[str, Any], name: str, folder: Path) -> Batch:
     return _chain(dict(data), {}, str(folder / f"{name}.yaml"))
 
 
-def _load(path: str) -> tuple[Any, dict[_Path, int]]:
+def _load(path: str) -> tuple[Any, dict[_Path, int], list[_Path]]:
+    """The data of a file, the line of each key and item, and the keys that are there twice."""
     import yaml
 
     text, lines = read_text(path), dict[_Path, int]()
@@ -86,12 +91,7 @@ def _load(path: str) -> tuple[Any, dict[_Path, int]]:
         where = f", line {mark.line + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
         raise UsageError(f"{path}{where}: not valid YAML: {problem}") from error
-    if twice:
-        mistakes = _Mistakes(path, lines)
-        for key in twice:
-            mistakes.add(key, f"{key[-1]} is there twice")
-        mistakes.check()
-    return data, lines
+    return data, lines, twice
 
 
 def _note_lines(node: Any, where: _Path, lines: dict[_Path, int]) -> Iterator[_Path]:
@@ -102,6 +102,8 @@ def _note_lines(node: Any, where: _Path, lines: dict[_Path, int]) -> Iterator[_P
         for key, value in node.value:
             if (path := (*where, str(key.value))) in lines:
                 yield path
+                for part in [part for part in lines if part[: len(path)] == path]:
+                    del lines[part]  # the last one counts
             lines[path] = key.start_mark.line + 1
             yield from _note_lines(value, path, lines)
     elif isinstance(node, yaml.SequenceNode):
@@ -110,10 +112,12 @@ def _note_lines(node: Any, where: _Path, lines: dict[_Path, int]) -> Iterator[_P
             yield from _note_lines(item, (*where, number), lines)
 
 
-def _chain(data: Any, lines: Mapping[_Path, int], path: str) -> Batch:
+def _chain(data: Any, lines: Mapping[_Path, int], path: str, twice: Collection[_Path] = ()) -> Batch:
     mistakes = _Mistakes(path, lines)
+    for key in twice:
+        mistakes.add(key, f"{key[-1]} is there twice")
     if not isinstance(data, dict) or not isinstance(data.get("jobs"), dict) or not data["jobs"]:
-        mistakes.add((), "there is no key `jobs`, with a name for each job")
+        mistakes.add(("jobs",), "there is no key `jobs`, with a name for each job")
         mistakes.check()
     data = _expanded(data, (), mistakes)
     for key in data:
@@ -125,18 +129,18 @@ def _chain(data: Any, lines: Mapping[_Path, int], path: str) -> Batch:
     defaults = _mapping(data, "defaults", _DEFAULTS, mistakes)
     wish = _wish(_mapping(data, "cluster", _WISH, mistakes), mistakes)
     names = [str(job) for job in data["jobs"]]
+    waits = {str(job): _after(str(job), spec, names, mistakes) for job, spec in data["jobs"].items()}
     steps = []
     for job, spec in data["jobs"].items():
-        if step := _step(str(job), spec, defaults, names, Path(path).absolute().parent, mistakes):
+        if step := _step(str(job), spec, defaults, waits[str(job)], Path(path).absolute().parent, mistakes):
             steps.append(step)
     try:
-        if len(steps) == len(names):
-            steps = list(in_order(steps))
+        TopologicalSorter(waits).prepare()
     except CycleError as error:
         cycle = error.args[1]
         mistakes.add(("jobs", cycle[0], "after"), f"jobs wait for each other: {' -> '.join(cycle)}")
     mistakes.check()
-    return Batch(name, "chain", tuple(steps), wish)
+    return Batch(name, "chain", in_order(steps), wish)
 
 
 def _expanded(value: Any, where: _Path, mistakes: _Mistakes) -> Any:
@@ -156,7 +160,7 @@ def _expanded(value: Any, where: _Path, mistakes: _Mistakes) -> Any:
             return given
         if not has_default:
             mistakes.add(where, f"the variable {name} is not set; set it, or use ${{{name}:-DEFAULT}}")
-        return default or ""
+        return default if has_default else name  # one mistake is enough
 
     return _VARIABLE.sub(variable, value)
 
@@ -169,7 +173,7 @@ def _mapping(data: Mapping[str, Any], key: str, known: Collection[str], mistakes
     for name in value:
         if name not in known:
             mistakes.unknown((key,), str(name), known, "key")
-    return value
+    return {name: part for name, part in value.items() if name in known}
 
 
 def _wish(given: Mapping[str, Any], mistakes: _Mistakes) -> Wish:
@@ -183,7 +187,7 @@ def _number(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistake
         return None
     try:
         number = float(value)
-        if number < 0 or isinstance(value, bool):
+        if not 0 <= number < math.inf or isinstance(value, bool):
             raise ValueError
     except (TypeError, ValueError):
         mistakes.add((*where, key), f"{key} must be a number of at least 0, not {value}")
@@ -208,8 +212,22 @@ def _variables(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mist
     return {str(name): str(part).lower() if isinstance(part, bool) else str(part) for name, part in value.items()}
 
 
+def _after(name: str, given: Any, names: Collection[str], mistakes: _Mistakes) -> list[str]:
+    """The names of the jobs that a job waits for."""
+    found = []
+    for key in ("after", "parent_job_key") if isinstance(given, dict) else ():
+        for other in _words(given, key, ("jobs", name), mistakes):
+            if other in names:
+                found.append(other)
+                continue
+            close = difflib.get_close_matches(other, names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            mistakes.add(("jobs", name, key), f"there is no job {other}; {hint}")
+    return found
+
+
 def _step(
-    name: str, given: Any, defaults: Mapping[str, Any], names: list[str], folder: Path, mistakes: _Mistakes
+    name: str, given: Any, defaults: Mapping[str, Any], after: Sequence[str], folder: Path, mistakes: _Mistakes
 ) -> Step | None:
     where: _Path = ("jobs", name)
     if not isinstance(given, dict):
@@ -222,13 +240,6 @@ def _step(
             mistakes.unknown(where, str(key), _JOB, "key")
     merged = {**defaults, **given}
     merged["env"] = _variables(defaults, "env", ("defaults",), mistakes) | _variables(given, "env", where, mistakes)
-    after = [*_words(given, "after", where, mistakes), *_words(given, "parent_job_key", where, mistakes)]
-    for other in after:
-        if other not in names:
-            key = "after" if "after" in given else "parent_job_key"
-            close = difflib.get_close_matches(other, names, 1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            mistakes.add((*where, key), f"there is no job {other}; {hint}")
     retry_on = _words(merged, "retry_on", where, mistakes) or list(RETRY_ON)
     for kind in retry_on:
         if kind not in RETRY_ON:
@@ -251,7 +262,11 @@ def _request(given: Mapping[str, Any], where: _Path, folder: Path, mistakes: _Mi
         mistakes.add((*where, "timeout"), f"timeout must be a duration like 90s, 15m or 2h, not {timeout}")
         timeout = None
     args = _words(given, "args", where, mistakes)
-    arguments: dict[str, Any] = {"runtime_env": given.get("runtime_env")}
+    runtime_env = given.get("runtime_env") or {}
+    if not isinstance(runtime_env, dict):
+        mistakes.add((*where, "runtime_env"), "runtime_env must have names and values")
+        runtime_env = {}
+    arguments: dict[str, Any] = {"runtime_env": runtime_env}
     for key in ("num_cpus", "num_gpus"):
         arguments[f"entrypoint_{key}"] = _number(given, key, where, mistakes)
     if isinstance(command, str):
@@ -262,7 +277,7 @@ def _request(given: Mapping[str, Any], where: _Path, folder: Path, mistakes: _Mi
     secrets = given.get("secret_env") or {}
     if not isinstance(secrets, dict):
         secrets = dict.fromkeys(_words(given, "secret_env", where, mistakes))
-    working_dir = str(given.get("working_dir") or (given.get("runtime_env") or {}).get("working_dir") or ".")
+    working_dir = str(given.get("working_dir") or runtime_env.get("working_dir") or ".")
     try:
         return Request(
             script=str(script) if script else None,
