@@ -84,6 +84,8 @@ def make_sweep(
     Raises:
         UsageError: a placeholder has no parameter, or a parameter has no placeholder.
     """
+    if indexes and _ARRAY in parameters:
+        raise UsageError(f"an array has the parameter {_ARRAY} already", "give the other one another name")
     named = {**parameters, **({_ARRAY: indexes} if indexes else {})}
     if is_sweep := bool(named):
         _check(request, named, {_ARRAY} if indexes else set())
