@@ -5,6 +5,7 @@ A comment before a fenced block says how it is tested. Blocks with a title are w
     <!-- run: laptop -->     run by tests/client/test_docs.py, in page order, in a copy of the repository
     <!-- run: cluster -->    run by tests/e2e/test_docs.py, likewise, with the chart installed by `ci/kind install`
     <!-- run: gallery -->    a `submit` of a job that tests/gallery submits, too
+    <!-- run: schedulers --> an example for a scheduler, run by tests/schedulers
     <!-- values -->          values of the chart, on top of values-local.yaml; rendered by tests/chart/test_guide.py
     <!-- values: gke -->     the same, on top of values-gke.yaml
     <!-- manifest -->        an object for `kubectl apply`, or several

@@ -58,7 +58,8 @@ def test_every_command_is_run_or_says_why_not(page: Path) -> None:
     for block in blocks(page):
         assert block.language, f"{block}: a block without a language"
         if block.language in ("sh", "bash", "shell", "console"):
-            allowed = {"run: laptop", "run: cluster", "run: gallery", *(f"not run: {reason}" for reason in NOT_RUN)}
+            run = {f"run: {where}" for where in ("laptop", "cluster", "gallery", "schedulers")}
+            allowed = {*run, *(f"not run: {reason}" for reason in NOT_RUN)}
             assert block.language == "sh" and block.comment in allowed, f"{block}: {block.comment!r}"
         if block.language in ("yaml", "python") and not block.title:
             assert block.comment, f"{block}: nothing tests this block"
