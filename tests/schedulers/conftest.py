@@ -1,5 +1,6 @@
 """Runs the examples of docs/schedulers.md with the real schedulers, on a Ray that `up embedded` keeps."""
 
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -66,6 +67,11 @@ class Jobs:
             for job in reversed(client.jobs())
             if job.submission_id.startswith(prefix) and job.metadata["outputs"] == f"{self.folder}/outputs"
         ]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def until(what: str, found: Callable[[], object], seconds: float = 60) -> None:

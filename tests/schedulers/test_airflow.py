@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.schedulers.conftest import Jobs, example, kill, until
+from tests.schedulers.conftest import Jobs, example, free_port, kill, until
 
 TASK_LOG = "logs/dag_id=nightly/run_id={run}/task_id=train/attempt={attempt}.log"
 
@@ -23,11 +22,11 @@ class Airflow:
         self.folder = folder
         self.jobs = Jobs(folder / "dags/nightly")
         (folder / "dags/nightly.py").write_text(example("nightly.py"))
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         settings = {
             "api__host": "127.0.0.1",
-            "api__port": self.url.rpartition(":")[2],
+            "api__port": f"{port}",
             "api_auth__jwt_secret": secrets.token_hex(64),
             "core__dags_are_paused_at_creation": "False",
             "core__dags_folder": str(folder / "dags"),
