@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from client.batch.batch import RETRY_ON, Batch, Order, Step, Wish, in_order
+from client.batch.mistakes import KeyPath, Mistakes
 from client.errors import UsageError
 from client.job.request import Request, read_text
 from client.wait import read_duration
 
-_Path = tuple[str | int, ...]
 _TOP = ("name", "cluster", "defaults", "jobs")
 _WISH = ("workers", "gpus", "accelerator")
 _DEFAULTS = ["working_dir", "args", "env", "secret_env", "pip", "num_cpus", "num_gpus", "accelerator", "timeout"]
@@ -22,35 +22,6 @@ _DEFAULTS += ["retries", "retry_on", "runtime_env"]
 _JOB = ["script", "command", "after", "parent_job_key", *_DEFAULTS]
 _VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?:(:-)((?:[^{}])*))?\})")
 NAME = re.compile(r"\w[\w.-]*")
-
-
-class _Mistakes:
-    """Gathers what is wrong with a file, each with its line."""
-
-    def __init__(self, path: str, lines: Mapping[_Path, int]) -> None:
-        self._path, self._lines, self._found = path, lines, dict[tuple[int, str], None]()
-
-    def line(self, where: _Path) -> int:
-        if where not in self._lines and where[:1] == ("jobs",) and (default := ("defaults", *where[2:])) in self._lines:
-            where = default
-        while where not in self._lines and where:
-            where = where[:-1]
-        return self._lines.get(where, 1)
-
-    def add(self, where: _Path, what: str) -> None:
-        self._found[self.line(where), what] = None
-
-    def unknown(self, where: _Path, word: str, known: Collection[str], kind: str) -> None:
-        close = difflib.get_close_matches(word, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"use {', '.join(known)}" if known else "there are none"
-        self.add((*where, word), f"there is no {kind} {word}; {hint}")
-
-    def check(self) -> None:
-        if len(found := sorted(self._found)) == 1:
-            raise UsageError(f"{self._path}, line {found[0][0]}: {found[0][1]}")
-        if found:
-            lines = [f"line {line}: {what}" for line, what in found]
-            raise UsageError("\n  ".join([f"{self._path} has {len(found)} mistakes:", *lines]))
 
 
 def read_chain(path: str) -> Batch:
@@ -77,11 +48,11 @@ def chain_of(data: Mapping[str, Any], name: str, folder: Path) -> Batch:
     return _chain(dict(data), {}, str(folder / f"{name}.yaml"))
 
 
-def _load(path: str) -> tuple[Any, dict[_Path, int], list[_Path]]:
+def _load(path: str) -> tuple[Any, dict[KeyPath, int], list[KeyPath]]:
     """The data of a file, the line of each key and item, and the keys that are there twice."""
     import yaml
 
-    text, lines = read_text(path), dict[_Path, int]()
+    text, lines = read_text(path), dict[KeyPath, int]()
     try:
         root = yaml.compose(text, yaml.SafeLoader)
         twice = list(_note_lines(root, (), lines))
@@ -94,7 +65,7 @@ def _load(path: str) -> tuple[Any, dict[_Path, int], list[_Path]]:
     return data, lines, twice
 
 
-def _note_lines(node: Any, where: _Path, lines: dict[_Path, int]) -> Iterator[_Path]:
+def _note_lines(node: Any, where: KeyPath, lines: dict[KeyPath, int]) -> Iterator[KeyPath]:
     """Note the line of each key and item, and yield the keys that are there twice."""
     import yaml
 
@@ -112,8 +83,8 @@ def _note_lines(node: Any, where: _Path, lines: dict[_Path, int]) -> Iterator[_P
             yield from _note_lines(item, (*where, number), lines)
 
 
-def _chain(data: Any, lines: Mapping[_Path, int], path: str, twice: Collection[_Path] = ()) -> Batch:
-    mistakes = _Mistakes(path, lines)
+def _chain(data: Any, lines: Mapping[KeyPath, int], path: str, twice: Collection[KeyPath] = ()) -> Batch:
+    mistakes = Mistakes(path, lines)
     for key in twice:
         mistakes.add(key, f"{key[-1]} is there twice")
     if not isinstance(data, dict) or not isinstance(data.get("jobs"), dict) or not data["jobs"]:
@@ -132,7 +103,7 @@ def _chain(data: Any, lines: Mapping[_Path, int], path: str, twice: Collection[_
     waits = {str(job): _after(str(job), spec, names, mistakes) for job, spec in data["jobs"].items()}
     steps = []
     for job, spec in data["jobs"].items():
-        if step := _step(str(job), spec, defaults, waits[str(job)], Path(path).absolute().parent, mistakes):
+        if step := _step(str(job), spec, defaults, waits[str(job)], Path(os.path.abspath(path)), mistakes):
             steps.append(step)
     try:
         TopologicalSorter(waits).prepare()
@@ -143,7 +114,7 @@ def _chain(data: Any, lines: Mapping[_Path, int], path: str, twice: Collection[_
     return Batch(name, "chain", in_order(steps), wish)
 
 
-def _expanded(value: Any, where: _Path, mistakes: _Mistakes) -> Any:
+def _expanded(value: Any, where: KeyPath, mistakes: Mistakes) -> Any:
     """Replace ${VAR} and ${VAR:-default} with variables of the environment, and $$ with $."""
     if isinstance(value, dict):
         return {key: _expanded(part, (*where, str(key)), mistakes) for key, part in value.items()}
@@ -165,7 +136,7 @@ def _expanded(value: Any, where: _Path, mistakes: _Mistakes) -> Any:
     return _VARIABLE.sub(variable, value)
 
 
-def _mapping(data: Mapping[str, Any], key: str, known: Collection[str], mistakes: _Mistakes) -> dict[str, Any]:
+def _mapping(data: Mapping[str, Any], key: str, known: Collection[str], mistakes: Mistakes) -> dict[str, Any]:
     value = data.get(key) or {}
     if not isinstance(value, dict):
         mistakes.add((key,), f"{key} must map names to values")
@@ -176,12 +147,12 @@ def _mapping(data: Mapping[str, Any], key: str, known: Collection[str], mistakes
     return {name: part for name, part in value.items() if name in known}
 
 
-def _wish(given: Mapping[str, Any], mistakes: _Mistakes) -> Wish:
+def _wish(given: Mapping[str, Any], mistakes: Mistakes) -> Wish:
     workers, gpus = (_number(given, name, ("cluster",), mistakes) or 0 for name in ("workers", "gpus"))
     return Wish(workers, gpus, str(given.get("accelerator") or ""))
 
 
-def _number(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes) -> float | None:
+def _number(given: Mapping[str, Any], key: str, where: KeyPath, mistakes: Mistakes) -> float | None:
     value = given.get(key)
     if value is None:
         return None
@@ -195,7 +166,7 @@ def _number(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistake
     return number
 
 
-def _words(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes) -> list[str]:
+def _words(given: Mapping[str, Any], key: str, where: KeyPath, mistakes: Mistakes) -> list[str]:
     value = given.get(key)
     value = [] if value is None else [value] if isinstance(value, str | int | float) else value
     if not isinstance(value, list) or not all(isinstance(word, str | int | float) for word in value):
@@ -204,7 +175,7 @@ def _words(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes
     return [str(word).lower() if isinstance(word, bool) else str(word) for word in value]
 
 
-def _variables(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mistakes) -> dict[str, str]:
+def _variables(given: Mapping[str, Any], key: str, where: KeyPath, mistakes: Mistakes) -> dict[str, str]:
     value = given.get(key) or {}
     if not isinstance(value, dict) or any(isinstance(part, dict | list) or part is None for part in value.values()):
         mistakes.add((*where, key), f"{key} must map each name to a text")
@@ -212,7 +183,7 @@ def _variables(given: Mapping[str, Any], key: str, where: _Path, mistakes: _Mist
     return {str(name): str(part).lower() if isinstance(part, bool) else str(part) for name, part in value.items()}
 
 
-def _after(name: str, given: Any, names: Collection[str], mistakes: _Mistakes) -> list[str]:
+def _after(name: str, given: Any, names: Collection[str], mistakes: Mistakes) -> list[str]:
     """The names of the jobs that a job waits for."""
     found = []
     for key in ("after", "parent_job_key") if isinstance(given, dict) else ():
@@ -227,9 +198,9 @@ def _after(name: str, given: Any, names: Collection[str], mistakes: _Mistakes) -
 
 
 def _step(
-    name: str, given: Any, defaults: Mapping[str, Any], after: Sequence[str], folder: Path, mistakes: _Mistakes
+    name: str, given: Any, defaults: Mapping[str, Any], after: Sequence[str], file: Path, mistakes: Mistakes
 ) -> Step | None:
-    where: _Path = ("jobs", name)
+    where: KeyPath = ("jobs", name)
     if not isinstance(given, dict):
         mistakes.add(where, f"job {name} must have keys, for example script")
         return None
@@ -244,7 +215,7 @@ def _step(
     for kind in retry_on:
         if kind not in RETRY_ON:
             mistakes.add((*where, "retry_on"), f"retry_on must be {' or '.join(RETRY_ON)}, not {kind}")
-    request = _request(merged, where, folder, mistakes)
+    request = _request(merged, where, file, mistakes)
     retries = int(_number(merged, "retries", where, mistakes) or 0)
     line = f"line {mistakes.line(where)}, {name}"
     if request is None:
@@ -252,7 +223,7 @@ def _step(
     return Step(Order(name, after, retries, retry_on, bool(request.resources)), request, where=line)
 
 
-def _request(given: Mapping[str, Any], where: _Path, folder: Path, mistakes: _Mistakes) -> Request | None:
+def _request(given: Mapping[str, Any], where: KeyPath, file: Path, mistakes: Mistakes) -> Request | None:
     script, command = given.get("script"), given.get("command")
     if bool(script) == bool(command):
         mistakes.add(where, f"job {where[-1]} needs either a script or a command")
@@ -266,7 +237,8 @@ def _request(given: Mapping[str, Any], where: _Path, folder: Path, mistakes: _Mi
     if not isinstance(runtime_env, dict):
         mistakes.add((*where, "runtime_env"), "runtime_env must have names and values")
         runtime_env = {}
-    arguments: dict[str, Any] = {"runtime_env": runtime_env}
+    working_dir = str(given.get("working_dir") or runtime_env.get("working_dir") or ".")
+    arguments: dict[str, Any] = {"runtime_env": _without(file, working_dir, runtime_env)}
     for key in ("num_cpus", "num_gpus"):
         arguments[f"entrypoint_{key}"] = _number(given, key, where, mistakes)
     if isinstance(command, str):
@@ -277,12 +249,11 @@ def _request(given: Mapping[str, Any], where: _Path, folder: Path, mistakes: _Mi
     secrets = given.get("secret_env") or {}
     if not isinstance(secrets, dict):
         secrets = dict.fromkeys(_words(given, "secret_env", where, mistakes))
-    working_dir = str(given.get("working_dir") or runtime_env.get("working_dir") or ".")
     try:
         return Request(
             script=str(script) if script else None,
             command=words,
-            working_dir=working_dir if "://" in working_dir else folder / working_dir,
+            working_dir=working_dir if "://" in working_dir else file.parent / working_dir,
             env=given["env"],
             secret_env={str(key): None if value is None else str(value) for key, value in secrets.items()},
             pip=_words(given, "pip", where, mistakes),
@@ -291,5 +262,16 @@ def _request(given: Mapping[str, Any], where: _Path, folder: Path, mistakes: _Mi
             arguments=arguments,
         )
     except UsageError as error:
-        mistakes.add(where, str(error))
+        in_a_file = "put --" not in error.hint  # a hint for the command line
+        mistakes.add(where, str(error) if in_a_file else error.what)
         return None
+
+
+def _without(file: Path, working_dir: str, runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """A runtime_env that does not upload the chain's own file: a change in it would make all jobs run again."""
+    folder = Path(os.path.abspath(file.parent / working_dir))
+    excludes = runtime_env.get("excludes") or []
+    inside = "://" not in working_dir and folder.is_dir() and file.is_relative_to(folder)
+    if not inside or not isinstance(excludes, list) or {*folder.iterdir()} <= {file}:
+        return dict(runtime_env)
+    return {**runtime_env, "excludes": [*excludes, f"/{file.relative_to(folder).as_posix()}"]}

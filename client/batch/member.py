@@ -85,6 +85,9 @@ class Member:
     @property
     def seconds(self) -> float | None:
         """How long the newest attempt has taken, from its submit on."""
+        record = self.record
+        if self.is_over and record and record.end_time and record.submit_time:  # of an earlier run, too
+            return (record.end_time - record.submit_time) / 1000
         return None if self.began is None else (self.ended or time.time()) - self.began
 
 

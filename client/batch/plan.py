@@ -55,8 +55,10 @@ class Planned:
 
     def submission(self, attempt: int) -> Submission:
         """The submission of an attempt, counted from 1."""
-        submission_id = attempt_id(self.metadata["batch"], self.step.name, self.spec, attempt)
-        return self.prepared.submission(submission_id, {**self.metadata, "attempt": str(attempt)})
+        first, this = (attempt_id(self.metadata["batch"], self.step.name, self.spec, n) for n in (1, attempt))
+        metadata = {**self.metadata, "attempt": str(attempt)}
+        # A retry finds the checkpoints of the attempt before it.
+        return self.prepared.submission(submission_id=this, results_of=first, metadata=metadata)
 
 
 def attempt_id(batch: str, step: str, spec: str, attempt: int) -> str:
@@ -129,7 +131,8 @@ def _decide(
 ) -> tuple[Decision, str]:
     if running := _running(known, lost):
         return "attach", f"{running.submission_id} is {running.status}"
-    done = next((job.submission_id for job in known if job.status == "SUCCEEDED"), None)
+    # The newest attempt counts: one that was forced and failed is not undone by an older one.
+    done = known[-1].submission_id if known and known[-1].status == "SUCCEEDED" else None
     if step.name not in may_run:
         return "leave", "not chosen"
     forced = options.force or options.start is not None or options.only is not None

@@ -1,5 +1,6 @@
 """From a batch to its runner: here, or as a job of the cluster."""
 
+import hashlib
 import json
 import secrets
 import shlex
@@ -15,6 +16,7 @@ from client.batch.member import Runnable
 from client.batch.plan import Planned, make_plan
 from client.batch.run import Runner
 from client.batch.table import find
+from client.errors import ClientError
 from client.job.request import read_text
 from client.job.submission import Submission
 from client.job.submit import WAIT_CLUSTER_SECONDS, Sender
@@ -26,7 +28,8 @@ from client.wait import Note, Progress, silent
 
 _PLAN = "plan.json"
 _IMAGE_FOLDER = "/app"  # of the image, which has the client
-_RECORDED = "user host client_version git_commit git_dirty spec_hash batch batch_kind batch_size".split()
+_RECORDED = "user host client_version git_commit git_dirty batch batch_kind batch_size".split()
+_NO_CLIENT = "'the image has no ray-workload client: use the image of this project, or run without --detach'"
 _DASHBOARD = "http://127.0.0.1:8265"  # as the head itself reaches it
 
 
@@ -97,8 +100,15 @@ def detach(found: Ready) -> str:
     """
     jobs, batch = found.sender.jobs, found.batch
     table = find(jobs, batch.name)
+    plan = {"specs": [job.spec for job in found.planned], "options": asdict(found.options)}
+    plan_hash = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
     if table and table.runner and not table.runner.finished:
-        return table.runner.submission_id
+        if table.runner.metadata.get("spec_hash") == plan_hash:
+            return table.runner.submission_id
+        what = (
+            f"{batch.name} runs on the cluster already, as job {table.runner.submission_id}, with other jobs or options"
+        )
+        raise ClientError(what, f"wait for its end, or run `stop {batch.name}`")
     for job in found.planned:
         if job.decision == "run":
             found.sender.upload(job.prepared)
@@ -110,15 +120,17 @@ def detach(found: Ready) -> str:
             (package,) = packed.packages
             jobs.upload(package.uri, package.path, package.size, lambda _: None)
     python_path = str(Path(__file__).parents[2]) if in_place else _IMAGE_FOLDER
+    python = shlex.quote(target.runtime.python)
     like = found.planned[0].submission(1).arguments["metadata"]
     arguments = {
-        "entrypoint": f"exec {shlex.quote(target.runtime.python)} -m client run-plan --address {there} {_PLAN}",
+        "entrypoint": f"{python} -c 'import client' || {{ echo {_NO_CLIENT}; exit 1; }}; "
+        f"exec {python} -m client run-plan --address {there} {_PLAN}",
         "submission_id": f"{batch.name}.runner.{secrets.token_hex(4)}",
         "runtime_env": {
             "working_dir": package.uri,
             "env_vars": {"PYTHONPATH": f"{python_path}:${{PYTHONPATH}}", "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS},
         },
-        "metadata": {key: value for key, value in like.items() if key in _RECORDED},
+        "metadata": {**{key: value for key, value in like.items() if key in _RECORDED}, "spec_hash": plan_hash},
     }
     jobs.submit(arguments)
     return str(arguments["submission_id"])

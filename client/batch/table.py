@@ -16,16 +16,22 @@ class Row:
 
     Attributes:
         name: in the batch.
-        attempts: their records, the newest last.
+        jobs: all its attempts, those with an older spec included, the newest last.
     """
 
     name: str
-    attempts: tuple[JobRecord, ...]
+    jobs: tuple[JobRecord, ...]
 
     @property
     def job(self) -> JobRecord:
         """The newest attempt."""
-        return self.attempts[-1]
+        return self.jobs[-1]
+
+    @property
+    def attempts(self) -> list[JobRecord]:
+        """Those with the newest spec, the newest last."""
+        spec = self.job.metadata.get("step_spec")
+        return [job for job in self.jobs if job.metadata.get("step_spec") == spec]
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -61,7 +67,7 @@ class Table:
     @property
     def jobs(self) -> list[JobRecord]:
         """All attempts of all jobs."""
-        return [job for row in self.rows for job in row.attempts]
+        return [job for row in self.rows for job in row.jobs]
 
     @property
     def unfinished(self) -> list[JobRecord]:
@@ -74,6 +80,13 @@ class Table:
         if self.unfinished:
             return None
         return max((row.job.exit_code or 0 for row in self.rows), default=self.runner.exit_code if self.runner else 0)
+
+    @property
+    def log(self) -> JobRecord | None:
+        """The runner, if its log has those of all jobs; None if another client has run some of them since."""
+        runner = self.runner
+        end = runner and (runner.end_time or float("inf"))
+        return runner if end and all((job.submit_time or 0) <= end for job in self.jobs) else None
 
     @property
     def submit_time(self) -> int:
@@ -120,7 +133,7 @@ def tables(jobs: Iterable[JobRecord]) -> list[Table]:
 
 
 def _first(row: Row) -> tuple[int, str]:
-    return row.attempts[0].submit_time or 0, row.name
+    return row.jobs[0].submit_time or 0, row.name
 
 
 def find(jobs: RayJobs, name: str, *, with_times: bool = False) -> Table | None:

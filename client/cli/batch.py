@@ -114,7 +114,7 @@ def run_batch(
 
     chosen = choose(address)
     if dry_run and is_cold(chosen):
-        show_first_run(batch, options, chosen, output_format)
+        show_first_run(batch, options, output_format)
         ctx.exit(0)
     with ready(
         batch,
@@ -138,6 +138,8 @@ def run_batch(
             output.print_json({"name": batch.name, "runner": runner_id}) if as_json else output.print_line(batch.name)
             ctx.exit(0)
         runner = found.runner()
+        if batch.kind != "job":
+            output.note(f"{batch.kind} {batch.name}: {len(batch.steps)} jobs")
         try:
             show(runner, batch.name, output_format)
         except KeyboardInterrupt:

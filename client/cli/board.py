@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"SUCCEEDED": "green", "SKIPPED": "green", "FAILED": "red", "LOST": "red", "STOPPED": "yellow"}
 _STYLES |= {"RUNNING": "cyan", "PENDING": "cyan"}
+_COLUMNS = ("status", "exit_code", "seconds", "submission_id", "attempts")  # of a job in CSV
 _FRESH_SECONDS = 0.25
 _NAME_WIDTH = 24
 _LINES = 6  # of a terminal that are not for jobs
@@ -150,10 +151,10 @@ def counts(members: "Sequence[Member]") -> str:
     return f"{total}, " + ", ".join(f"{number} {state}" for state, number in found.items())
 
 
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV: a column for each parameter, then what there is of each job."""
+def to_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] = _COLUMNS) -> str:
+    """Rows as CSV: a column for each parameter, then these columns."""
     parameters = list(dict.fromkeys(name for row in rows for name in row["parameters"]))
-    names = ["job", *parameters, "status", "exit_code", "seconds", "submission_id", "attempts"]
+    names = ["job", *parameters, *columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)

@@ -1,5 +1,6 @@
 """What `--dry-run` shows."""
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,6 @@ if TYPE_CHECKING:
     from client.batch.batch import Batch, Options, Step
     from client.batch.start import Ready
     from client.job.submit import Plan
-    from client.targets import Address
 
 
 def show_plan(plan: "Plan", *, as_json: bool) -> None:
@@ -49,7 +49,7 @@ def show_batch_plan(found: "Ready", output_format: str) -> None:
 
     rows = [
         {
-            **_row(job.step, job.submission(1).arguments["entrypoint"], job.decision, job.why),
+            **_row(job.step, job.decision, job.why),
             "submission_id": job.submission(len(job.attempts) + (job.decision == "run") or 1).submission_id,
             "attempts": list(job.attempts),
         }
@@ -66,24 +66,21 @@ def show_batch_plan(found: "Ready", output_format: str) -> None:
         output.note(f"{uri} of {size} bytes {there}")
 
 
-def show_first_run(batch: "Batch", options: "Options", address: "Address", output_format: str) -> None:
+def show_first_run(batch: "Batch", options: "Options", output_format: str) -> None:
     """Show the order of a batch's jobs on a Ray that is not started yet.
 
     Args:
         batch: the jobs.
         options: how they run.
-        address: of that Ray.
         output_format: text, json or csv.
     """
     from client.batch.batch import chosen
-    from client.job.submission import command_line
-    from client.targets import runtime
 
-    may_run, where = chosen(batch, options), runtime(address)
+    may_run = chosen(batch, options)
     decisions = {True: ("run", "there is no cluster yet"), False: ("leave", "not chosen")}
     rows = [
         {
-            **_row(step, command_line(step.request, where), *decisions[step.name in may_run]),
+            **_row(step, *decisions[step.name in may_run]),
             "submission_id": None,
             "attempts": [],
         }
@@ -92,7 +89,10 @@ def show_first_run(batch: "Batch", options: "Options", address: "Address", outpu
     _print_rows(batch.name, rows, output_format, packages={})
 
 
-def _row(step: "Step", command: str, decision: str, why: str) -> dict[str, Any]:
+def _row(step: "Step", decision: str, why: str) -> dict[str, Any]:
+    request = step.request
+    words = [*([request.script] if request.script else []), *request.command]
+    command = shlex.join(words) if words else request.arguments["entrypoint"]
     known = {"job": step.name, "parameters": dict(step.parameters), "after": list(step.order.after)}
     return {**known, "decision": decision, "why": why, "command": command}
 
@@ -103,7 +103,7 @@ def _print_rows(name: str, rows: Sequence[dict[str, Any]], output_format: str, *
     if output_format == "json":
         output.print_json({"name": name, "jobs": rows, "packages": packages})
     elif output_format == "csv":
-        output.print_line(board.to_csv(rows).rstrip("\n"))
+        output.print_line(board.to_csv(rows, ["decision", "why", "command"]).rstrip("\n"))
     else:
         header = ("JOB", "AFTER", "DECISION", "WHY", "COMMAND")
         cells = [[row["job"], ", ".join(row["after"]), row["decision"], row["why"], row["command"]] for row in rows]

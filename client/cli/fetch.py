@@ -8,6 +8,7 @@ import click
 from client.cli.help import Command, complete_folders
 from client.cli.interrupt import sigterm_interrupts
 from client.cli.options import address_option, opened
+from client.errors import JobNotFound, UsageError
 
 if TYPE_CHECKING:
     from client.ray_api.record import JobRecord
@@ -26,12 +27,19 @@ if TYPE_CHECKING:
 @click.argument("patterns", nargs=-1, metavar="[PATH...]")
 def fetch(address: str | None, to: str | None, submission_id: str, patterns: tuple[str, ...]) -> None:
     """Get the files that a job wrote, from all pods of its cluster. A PATH or pattern selects files."""
-    from client.batch.table import job_id
+    from client.batch.table import find, job_id
     from client.ray_api.jobs import RayJobs
 
     with sigterm_interrupts(), opened(address) as (target, _):
         jobs = RayJobs(target)
-        fetch_files(target, jobs.get(job_id(jobs, submission_id)), patterns, to, show=True)
+        try:
+            job = jobs.get(job_id(jobs, submission_id))
+        except JobNotFound as error:
+            if table := find(jobs, submission_id):
+                name = f"{submission_id}/{table.rows[0].name}" if table.rows else f"{submission_id}/JOB"
+                raise UsageError(f"{submission_id} has several jobs", f"use `fetch {name}`") from error
+            raise
+        fetch_files(target, job, patterns, to, show=True)
 
 
 def fetch_files(

@@ -53,10 +53,10 @@ def logs(
         except JobNotFound:
             if not (table := find(jobs, submission_id)):
                 raise
-            if not table.runner:
+            if not table.log:
                 with stdout_to(file) if file else nullcontext():
                     show_logs(target, jobs, table, follow=follow)
-            record = table.runner  # its log has those of all jobs
+            record = table.log
             submission_id = record.submission_id
         job = Job(submission_id, target, ExitStack())
         offset = 0 if tail is None else tail_offset(job.jobs, record, tail)

@@ -51,32 +51,38 @@ def own_folder(submission_id: str) -> str:
     return f"/tmp/ray/session_latest/jobs/{submission_id}"
 
 
-def started_in_folder(submission_id: str, runtime_env: Mapping[str, Any], *, copied: bool) -> dict[str, Any]:
+def started_in_folder(
+    submission_id: str, runtime_env: Mapping[str, Any], *, copied: bool, results_of: str | None = None
+) -> dict[str, Any]:
     """The runtime_env of a job with folders of its own, unless it starts its processes in another way.
 
     Args:
         submission_id: of the job, which names the folders.
         runtime_env: with the working_dir that Ray unpacks.
         copied: the job runs in a copy of the working directory.
+        results_of: the earlier attempt whose folder for results it uses, if there is one.
     """
     if _CONFLICTS & runtime_env.keys():
         return dict(runtime_env)
     folder = _COPY.format(id=submission_id) if copied else _NO_COPY
     given = OUTPUTS in runtime_env.get("env_vars", {})
-    outputs = "" if given else _OUTPUTS.format(id=submission_id, name=OUTPUTS)
+    outputs = "" if given else _OUTPUTS.format(id=results_of or submission_id, name=OUTPUTS)
     return {**runtime_env, "py_executable": _START.format(id=submission_id, folder=folder, outputs=outputs)}
 
 
-def outputs(submission_id: str, runtime_env: Mapping[str, Any], of_cluster: str | None) -> str | None:
+def outputs(
+    submission_id: str, runtime_env: Mapping[str, Any], of_cluster: str | None, results_of: str | None = None
+) -> str | None:
     """Where a job on a cluster leaves its results; None if that is not known.
 
     Args:
         submission_id: of the job.
         runtime_env: of the job, as it was asked for.
         of_cluster: the place for the results of all jobs, as in `Runtime.outputs`.
+        results_of: as in `started_in_folder`.
     """
     if given := runtime_env.get("env_vars", {}).get(OUTPUTS):
         return str(given)
     if of_cluster is None or _CONFLICTS & runtime_env.keys():
         return of_cluster or None
-    return f"{of_cluster.rstrip('/')}/{submission_id}" if of_cluster else own_folder(submission_id)
+    return f"{of_cluster.rstrip('/')}/{results_of or submission_id}" if of_cluster else own_folder(submission_id)

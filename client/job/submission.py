@@ -50,6 +50,7 @@ def submission(
     py_modules: Sequence[str] = (),
     copied: bool = False,
     submission_id: str | None = None,
+    results_of: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Submission:
     """Make the submission.
@@ -62,6 +63,7 @@ def submission(
         py_modules: the URIs of the runtime_env's py_modules.
         copied: the job runs in a copy of the working directory.
         submission_id: of the job; None takes the request's, else a random one.
+        results_of: the earlier attempt whose folder for results it uses, if there is one.
         metadata: more to record.
     """
     runtime_env = {key: value for key, value in request.runtime_env.items() if key != "excludes"}  # done in packing
@@ -95,13 +97,18 @@ def submission(
         if reserved := request.resources.get(amount):
             recorded[name] = f"{reserved:g}"
     arguments["submission_id"] = submission_id or arguments.get("submission_id") or f"job-{secrets.token_hex(5)}"
-    if outputs := outputs or folder.outputs(arguments["submission_id"], runtime_env, runtime.outputs):
+    if outputs := outputs or folder.outputs(arguments["submission_id"], runtime_env, runtime.outputs, results_of):
         recorded["outputs"] = outputs
     arguments["metadata"] = {**request.arguments.get("metadata", {}), **request.tags, **recorded, **(metadata or {})}
     if request.plain and working_dir:  # a Ray whose processes run in the folder is itself started so
         runtime_env = {**runtime_env, "env_vars": {PLAIN: "0", **environment}}
     if not runtime.in_place:
-        runtime_env = folder.started_in_folder(arguments["submission_id"], runtime_env, copied=copied)
+        runtime_env = folder.started_in_folder(
+            arguments["submission_id"],
+            runtime_env,
+            copied=copied,
+            results_of=results_of,
+        )
     arguments["runtime_env"] = runtime_env
     return Submission(arguments)
 

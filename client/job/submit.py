@@ -1,10 +1,9 @@
 """The five stages of a submit: Request, Target, Upload, Submission, Job. Each is made once and handed on."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import Any, Self
 
 from client.job.folder import is_copied
 from client.job.job import Job
@@ -76,8 +75,7 @@ def _submission(
     upload: Upload,
     packed: Packed,
     local: str | None,
-    submission_id: str | None = None,
-    metadata: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> Submission:
     working_dir = request.working_dir_uri or packed.working_dir or local
     copied = upload.working_dir is not None and is_copied(upload.working_dir)
@@ -88,8 +86,7 @@ def _submission(
         working_dir=working_dir,
         py_modules=packed.py_modules,
         copied=copied,
-        submission_id=submission_id,
-        metadata=metadata,
+        **more,
     )
 
 
@@ -147,12 +144,10 @@ class Prepared:
         in_place = self._target.runtime.in_place and folder and not self._target.runs_in(folder)
         return f"local://{folder}" if in_place else None
 
-    def submission(self, submission_id: str | None = None, metadata: Mapping[str, str] | None = None) -> Submission:
-        """Make the submission, with an id and more metadata, if there are any."""
+    def submission(self, **more: Any) -> Submission:
+        """Make the submission; the arguments are the last ones of `client.job.submission.submission`."""
         where, packed = self._target.runtime, self.packed
-        return _submission(
-            self.request, self._entrypoint, where, self._upload, packed, self._local, submission_id, metadata
-        )
+        return _submission(self.request, self._entrypoint, where, self._upload, packed, self._local, **more)
 
 
 class Sender:
