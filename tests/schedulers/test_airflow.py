@@ -96,6 +96,9 @@ class Airflow:
         body = {"dag_run_id": run, "task_ids": ["train"], "dry_run": False, "only_failed": False}
         self.call("POST", "/clearTaskInstances", body)
 
+    def mark_as_failed(self, run: str) -> None:
+        self.call("PATCH", f"/dagRuns/{run}/taskInstances/train", {"new_state": "failed"})
+
     def wait(self, run: str, state: str) -> None:
         until(f"run {run} is not {state}", lambda: self.call("GET", f"/dagRuns/{run}")["state"] == state, 90)
 
@@ -154,3 +157,12 @@ def test_a_cleared_task_stops_its_job_before_it_runs_again(airflow: Airflow) -> 
     airflow.jobs.end_with(0)
     airflow.wait("cleared", "success")
     assert airflow.jobs.effects() == ["prepare", "train begins", "train begins", "train ends with 0"]
+
+
+def test_a_task_that_is_marked_as_failed_stops_its_job(airflow: Airflow) -> None:
+    airflow.trigger("marked")
+    until("the job does not run", lambda: "train begins" in airflow.jobs.effects())
+    airflow.mark_as_failed("marked")
+    until("the job runs", lambda: airflow.jobs.ends("nightly-train-marked") == [(1, "STOPPED", 143)])
+    airflow.wait("marked", "failed")
+    assert airflow.jobs.effects() == ["prepare", "train begins"]

@@ -88,6 +88,18 @@ def test_a_run_that_is_lost_does_not_run_the_job_twice(dagster: Dagster) -> None
     assert dagster.jobs.effects() == ["prepare", "train begins", "train ends with 0"]
 
 
+def test_a_step_that_is_lost_does_not_run_the_job_twice(dagster: Dagster) -> None:
+    with dagster.running(RUN) as process:
+        until("the job does not run", lambda: "train begins" in dagster.jobs.effects())
+        (step,) = re.findall(r" - (\d+) - model - STEP_START - ", dagster.log())
+        os.kill(int(step), signal.SIGKILL)
+        until("no second try", lambda: " - model - STEP_RESTARTED - " in dagster.log())
+        dagster.jobs.end_with(0)
+        assert process.wait(60) == 0, dagster.log()
+    assert dagster.jobs.ends("model-") == [(1, "SUCCEEDED", 0)]
+    assert dagster.jobs.effects() == ["prepare", "train begins", "train ends with 0"]
+
+
 def test_a_job_that_fails_is_tried_again_and_fails_the_run(dagster: Dagster) -> None:
     dagster.jobs.end_with(3)
     assert dagster.run(RUN) == 1
