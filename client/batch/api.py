@@ -171,6 +171,7 @@ def chain(
         UsageError: the chain has mistakes; all of them are named.
         ClientError: one of its other kinds.
     """
+    check(chain=chain, max_parallel=max_parallel, start=start, only=only)
     options = _options(max_parallel, force, keep_going, start, only)
     batch = chain_of(chain, "chain", Path.cwd()) if isinstance(chain, Mapping) else read_chain(str(chain))
     return BatchRun(batch, address, options)
@@ -210,6 +211,7 @@ def sweep(
         UsageError: an argument is wrong.
         ClientError: one of its other kinds.
     """
+    check(matrix=matrix, array=array, max_parallel=max_parallel, retries=retries, retry_on=retry_on)
     options = _options(max_parallel, force, keep_going=True)
     if wrong := next((kind for kind in retry_on if kind not in RETRY_ON), None):
         raise UsageError(f"retry_on has no kind {wrong}", f"use {' or '.join(RETRY_ON)}")

@@ -235,7 +235,7 @@ def _request(given: Mapping[str, Any], where: KeyPath, file: Path, mistakes: Mis
     args = _words(given, "args", where, mistakes)
     runtime_env = given.get("runtime_env") or {}
     if not isinstance(runtime_env, dict):
-        mistakes.add((*where, "runtime_env"), "runtime_env must have names and values")
+        mistakes.add((*where, "runtime_env"), "runtime_env must map names to values")
         runtime_env = {}
     working_dir = str(given.get("working_dir") or runtime_env.get("working_dir") or ".")
     arguments: dict[str, Any] = {"runtime_env": _without(file, working_dir, runtime_env)}

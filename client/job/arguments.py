@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 from client.errors import ClientError, UsageError
@@ -20,8 +20,15 @@ def _maps(kind: type | tuple[type, ...], value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(n, str) and isinstance(v, kind) for n, v in value.items())
 
 
+def _has_values(value: object) -> bool:
+    return _maps(Iterable, value) and not (
+        isinstance(value, Mapping) and any(isinstance(v, str) for v in value.values())
+    )
+
+
 _TEXT = (lambda value: isinstance(value, str), "a str")
 _PATH = (lambda value: isinstance(value, str | os.PathLike), "a str or a Path")
+_WHOLE = (lambda value: isinstance(value, int), "an int")
 _NUMBER = (lambda value: isinstance(value, int | float), "a number")
 _FUNCTION = (callable, "a function")
 _TEXTS = (lambda value: _maps(str, value), "a dict of str to str")
@@ -46,6 +53,14 @@ _KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "note": _FUNCTION,
     "offset": _NUMBER,
     "seconds": _NUMBER,
+    "chain": (lambda value: isinstance(value, str | os.PathLike | Mapping), "a str, a Path or a dict"),
+    "matrix": (_has_values, "a dict of str to lists, like {'lr': [0.1, 0.01]}"),
+    "array": (lambda value: _are(int, value), "a list of int or a range"),
+    "max_parallel": _WHOLE,
+    "retries": _WHOLE,
+    "retry_on": (lambda value: _are(str, value), "a list of str, like ['lost']"),
+    "start": _TEXT,
+    "only": _TEXT,
 }
 
 CHECKED = _KINDS.keys()
