@@ -55,7 +55,7 @@ FOUND = [
     (1, "there is no key nmae; did you mean name?"),
     (2, "there is no key gpu; did you mean gpus?"),
     (2, "workers must be a number of at least 0, not many"),
-    (3, "env must have a text for each name"),
+    (3, "env must map each name to a text"),
     (3, "there is no key retry; did you mean retry_on?"),
     (3, "timeout must be a duration like 90s, 15m or 2h, not soon"),
     (7, "there is no key timeot; did you mean timeout?"),
@@ -66,7 +66,7 @@ FOUND = [
     (19, "B_TOKEN looks like a secret, "),
     (21, "num_gpus must be a number of at least 0, not False"),
     (22, "args must be a list of words"),
-    (24, "job empty must have keys, such as script"),
+    (24, "job empty must have keys, for example script"),
     (25, "no name is not a name: use letters, digits, underscores, dots and dashes"),
     (27, "jobs wait for each other: one -> two -> one"),
     (27, "there is no folder "),
@@ -74,7 +74,7 @@ FOUND = [
     (35, "retries must be a number of at least 0, not nan"),
     (36, "words is there twice"),
     (38, "num_cpus must be a number of at least 0, not inf"),
-    (39, "runtime_env must have names and values"),
+    (39, "runtime_env must map names to values"),
 ]
 
 
@@ -121,10 +121,10 @@ def test_a_mistake_is_a_wrong_use_and_nothing_is_asked(run: Cli, tmp_path: Path)
 
 
 ALONE = {
-    "nothing": ("", "line 1: there are no `jobs`, a mapping from names to jobs"),
-    "a list": ("- jobs\n", "line 1: there are no `jobs`, a mapping from names to jobs"),
-    "no jobs": ("name: x\njobs: {}\n", "line 2: there are no `jobs`, a mapping from names to jobs"),
-    "jobs in a list": ("jobs:\n- a\n", "line 1: there are no `jobs`, a mapping from names to jobs"),
+    "nothing": ("", "line 1: there is no key `jobs`, with a name for each job"),
+    "a list": ("- jobs\n", "line 1: there is no key `jobs`, with a name for each job"),
+    "no jobs": ("name: x\njobs: {}\n", "line 2: there is no key `jobs`, with a name for each job"),
+    "jobs in a list": ("jobs:\n- a\n", "line 1: there is no key `jobs`, with a name for each job"),
     "no yaml": (
         "jobs:\n  a: {command: [x]\n  b: 5\n",
         "line 3: not valid YAML: expected ',' or '}', but got '<scalar>'",
@@ -137,12 +137,12 @@ ALONE = {
         "name: a/b\njobs:\n  a: {command: [x]}\n",
         "line 1: a/b is not a name: use letters, digits, underscores, ",
     ),
-    "defaults": ("defaults: [a]\njobs:\n  a: {command: [x]}\n", "line 1: defaults must have names and values"),
+    "defaults": ("defaults: [a]\njobs:\n  a: {command: [x]}\n", "line 1: defaults must map names to values"),
     "script as a default": (
         "jobs:\n  a: {command: [x]}\ndefaults: {script: x}\n",
         "line 3: there is no key script; use ",
     ),
-    "cluster": ("cluster: 5\njobs:\n  a: {command: [x]}\n", "line 1: cluster must have names and values"),
+    "cluster": ("cluster: 5\njobs:\n  a: {command: [x]}\n", "line 1: cluster must map names to values"),
     "three wait": (
         "jobs:\n  a: {command: [x], after: b}\n  b: {command: [x], after: c}\n  c: {command: [x], after: a}\n",
         "line 2: jobs wait for each other: a -> c -> b -> a",

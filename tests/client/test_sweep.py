@@ -100,7 +100,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "name": (["--matrix", "l r=1"], "--matrix l r=1 is not NAME=VALUE,VALUE or NAME=FIRST-LAST: "),
     "no array": (["--array", "a-b"], "--array a-b is not FIRST-LAST: use whole numbers, for example 0-99 or 0-9,20"),
     "typing error": (["--matrix", "learn=1", "{lear}"], "there is no parameter lear: did you mean {learn}?"),
-    "unknown": (["--matrix", "a=1", "{a}", "{xyz}"], "there is no parameter xyz: write {{xyz}} for the text {xyz}"),
+    "unknown": (
+        ["--matrix", "a=1", "{a}", "{xyz}"],
+        "there is no parameter xyz: add --matrix xyz=VALUES, or write {{xyz}} for the te",
+    ),
     "unused": (
         ["--matrix", "a=1", "--matrix", "b=1", "{a}"],
         "no argument uses the parameter b: put {b} into an argum",
