@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,10 @@ def assert_each_once(place: Place, marks: Marks, name: str, jobs: int) -> None:
     assert {job.status for job in records} == {"SUCCEEDED"}
 
 
+def _there_are(marks: Marks, count: int) -> bool:
+    return len(marks.all) >= count
+
+
 @pytest.mark.parametrize("seed", [6, *(pytest.param(20 + seed, marks=pytest.mark.soak) for seed in range(3))])
 def test_a_client_that_is_killed_again_and_again(place: Place, marks: Marks, seed: int) -> None:
     """The kills come at random moments: after so many marks of the jobs, and a random part of a second."""
@@ -66,7 +71,7 @@ def test_a_client_that_is_killed_again_and_again(place: Place, marks: Marks, see
     at = sorted(points.sample(range(2 * JOBS - 4), kills))
     for marks_before in at:
         with started("run", file, "--max-parallel", "6", cwd=place.folder, env=place.env) as client:
-            until(lambda before=marks_before: len(marks.all) >= before, 90)
+            until(partial(_there_are, marks, marks_before), 90)
             try:
                 client.wait(points.random() / 2)
             except subprocess.TimeoutExpired:
