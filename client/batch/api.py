@@ -1,6 +1,7 @@
 """Chains and sweeps in Python."""
 
 import queue
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from client.batch.member import Changed, Member
 from client.batch.start import ready
 from client.batch.stop import stop_batch
 from client.batch.sweep import make_sweep
-from client.errors import TimedOut, UsageError
+from client.errors import ClientError, JobNotFound, TimedOut, UsageError
 from client.job.api import request_of
 from client.job.arguments import check, in_python
 from client.job.job import STOP_SECONDS
@@ -125,9 +126,16 @@ class BatchRun:
         """
         check(seconds=seconds)
         self._runner.end()
-        if self._thread.is_alive():
-            stop_batch(self._ready.target, self._ready.sender.jobs, self.name, seconds)
-            self._thread.join(seconds)
+        end = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < end:
+            try:
+                stop_batch(self._ready.target, self._ready.sender.jobs, self.name, end - time.monotonic())
+            except JobNotFound:
+                pass  # nothing has been submitted yet
+            except ClientError:
+                if self._thread.is_alive():  # else a Ray of our own has ended with the jobs
+                    raise
+            self._thread.join(1.0)
 
 
 def _result(member: Member, parameters: Mapping[str, str]) -> BatchJob:
@@ -173,7 +181,12 @@ def chain(
     """
     check(chain=chain, max_parallel=max_parallel, start=start, only=only)
     options = _options(max_parallel, force, keep_going, start, only)
-    batch = chain_of(chain, "chain", Path.cwd()) if isinstance(chain, Mapping) else read_chain(str(chain))
+    if isinstance(chain, Mapping):
+        if not chain.get("name"):
+            raise UsageError("the chain has no name", "add the key `name`: the next run finds its jobs by it")
+        batch = chain_of(chain, str(chain["name"]), Path.cwd())
+    else:
+        batch = read_chain(str(chain))
     return BatchRun(batch, address, options)
 
 
@@ -182,7 +195,7 @@ def sweep(
     script: str | Path | None = None,
     *args: str,
     matrix: Mapping[str, Sequence[Any]] | None = None,
-    array: Sequence[int] = (),
+    array: Sequence[int] | None = None,
     max_parallel: int = 4,
     retries: int = 0,
     retry_on: Sequence[str] = RETRY_ON,
@@ -217,7 +230,8 @@ def sweep(
         raise UsageError(f"retry_on has no kind {wrong}", f"use {' or '.join(RETRY_ON)}")
     parameters = {name: [str(value) for value in values] for name, values in (matrix or {}).items()}
     request = request_of(script, args, **arguments)
-    batch = make_sweep(request, parameters, [str(index) for index in array], retries=retries, retry_on=retry_on)
+    indexes = None if array is None else [str(index) for index in array]
+    batch = make_sweep(request, parameters, indexes, retries=retries, retry_on=retry_on)
     return BatchRun(batch, address, options)
 
 

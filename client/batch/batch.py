@@ -132,6 +132,8 @@ def chosen(batch: Batch, options: Options) -> frozenset[str]:
     names = [step.name for step in batch.steps]
     if wrong := next((n for n in (options.start, options.only) if n is not None and n not in names), None):
         raise UsageError(f"{batch.name} has no job {wrong}", f"it has {', '.join(names)}")
+    if options.only is not None and options.start is not None:
+        raise UsageError("--only and --from are both used", "keep one of them")
     if options.only is not None:
         return frozenset({options.only})
     if options.start is None:

@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -220,7 +221,7 @@ def _step(
     line = f"line {mistakes.line(where)}, {name}"
     if request is None:
         return None
-    return Step(Order(name, after, retries, retry_on, bool(request.resources)), request, where=line)
+    return Step(Order(name, after, retries, retry_on, request.may_leave_head), request, where=line)
 
 
 def _request(given: Mapping[str, Any], where: KeyPath, file: Path, mistakes: Mistakes) -> Request | None:
@@ -242,7 +243,7 @@ def _request(given: Mapping[str, Any], where: KeyPath, file: Path, mistakes: Mis
     for key in ("num_cpus", "num_gpus"):
         arguments[f"entrypoint_{key}"] = _number(given, key, where, mistakes)
     if isinstance(command, str):
-        arguments["entrypoint"] = " ".join([command, *args])
+        arguments["entrypoint"] = f"{command} {shlex.join(args)}".rstrip()
         words: list[str] = []
     else:
         words = [*_words(given, "command", where, mistakes), *args]
@@ -251,7 +252,7 @@ def _request(given: Mapping[str, Any], where: KeyPath, file: Path, mistakes: Mis
         secrets = dict.fromkeys(_words(given, "secret_env", where, mistakes))
     try:
         return Request(
-            script=str(script) if script else None,
+            script=_script(script, file, working_dir),
             command=words,
             working_dir=working_dir if "://" in working_dir else file.parent / working_dir,
             env=given["env"],
@@ -265,6 +266,13 @@ def _request(given: Mapping[str, Any], where: KeyPath, file: Path, mistakes: Mis
         in_a_file = "put --" not in error.hint  # a hint for the command line
         mistakes.add(where, str(error) if in_a_file else error.what)
         return None
+
+
+def _script(script: Any, file: Path, working_dir: str) -> str | None:
+    """The path of a script, which starts from the working directory, wherever the caller is."""
+    if not script or "://" in working_dir:
+        return str(script) if script else None
+    return str(file.parent / working_dir / str(script))
 
 
 def _without(file: Path, working_dir: str, runtime_env: Mapping[str, Any]) -> dict[str, Any]:

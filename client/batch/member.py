@@ -30,6 +30,10 @@ class Runnable(Protocol):
     def attempts(self) -> Sequence[str]:
         """The ids of its earlier attempts."""
 
+    @property
+    def next_attempt(self) -> int:
+        """The number of the next attempt."""
+
     def submission(self, attempt: int) -> Submission:
         """The submission of an attempt, counted from 1."""
 
@@ -50,7 +54,6 @@ class Member:
         began: when the newest attempt was submitted or attached to, as Unix time.
         ended: when it ended.
         not_before: the next attempt waits for this time of the monotonic clock.
-        waits_since: since when a submit does not arrive.
         retries: how often it was submitted again.
     """
 
@@ -64,7 +67,6 @@ class Member:
     began: float | None = None
     ended: float | None = None
     not_before: float = 0.0
-    waits_since: float | None = None
     retries: int = 0
 
     @property

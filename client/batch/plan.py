@@ -36,6 +36,7 @@ class Planned:
         decision: run it; attach to it, because it runs; skip it, because it has succeeded; or leave it out.
         why: the reason, for the user.
         attempts: the ids of its earlier attempts, the newest last.
+        next_attempt: the number of the next one. Earlier ones may be missing in the table: a head can forget.
         prepared: its files are packed; None where another process has sent them.
         metadata: what is recorded with each attempt.
     """
@@ -45,6 +46,7 @@ class Planned:
     decision: Decision
     why: str
     attempts: tuple[str, ...]
+    next_attempt: int
     prepared: Prepared
     metadata: Mapping[str, str] = field(repr=False)
 
@@ -61,10 +63,15 @@ class Planned:
         return self.prepared.submission(submission_id=this, results_of=first, metadata=metadata)
 
 
+def id_part(name: str) -> str:
+    """A name as a part of an id: Ray makes file names of ids."""
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[:_ID_LENGTH]
+
+
 def attempt_id(batch: str, step: str, spec: str, attempt: int) -> str:
     """The id of an attempt, the same for everyone who submits it."""
-    words = [re.sub(r"[^\w.-]", "-", word)[:_ID_LENGTH] for word in (batch, step)]
-    digest = hashlib.sha256(f"{batch}\0{step}\0{spec}".encode()).hexdigest()[:8]
+    words = [id_part(batch), id_part(step)]
+    digest = hashlib.sha256(f"{batch}\0{step}\0{spec}".encode()).hexdigest()[:12]
     return ".".join([*words, digest]) + (f"-{attempt}" if attempt > 1 else "")
 
 
@@ -89,21 +96,29 @@ def make_plan(
     _check(batch, target, sender, note, seconds)
     prepared = {step.name: sender.prepare(step.request) for step in batch.steps}
     sender.wait_ready()
-    jobs = [job for job in sender.jobs.list() if job.metadata.get("batch") == batch.name]
+    everything = sender.jobs.list()
+    if any(job.submission_id == batch.name for job in everything):
+        raise ClientError(f"there is a job with the id {batch.name}", f"use another name for the {batch.kind}")
+    jobs = [job for job in everything if job.metadata.get("batch") == batch.name]
     known, lost = attempts(jobs), sender.jobs.lost(jobs)
     names = {name for name, _ in known}
+    running = {job.metadata["step"]: job for found in known.values() if (job := _running(found, lost))}
     planned: list[Planned] = []
     specs: dict[str, str] = {}
     for step in batch.steps:
         hashes = [prepared[step.name].submission().spec_hash, sender.content(prepared[step.name])]
         after = [specs[name] for name in step.order.after]
         spec = specs[step.name] = hashlib.sha256(json.dumps([*hashes, *after]).encode()).hexdigest()[:16]
-        decision, why = _decide(step, known.get((step.name, spec), ()), lost, options, may_run)
+        before = known.get((step.name, spec), [])
+        decision, why = _decide(step, before, lost, options, may_run)
         if why == _NEW and step.name in names:
             why = "it, its files or a job before it have changed"
-        if decision == "run":
-            _check_not_running(batch, step, known, lost)
-        earlier = tuple(job.submission_id for job in known.get((step.name, spec), ()))
+        if decision == "run" and (other := running.get(step.name)):
+            raise ClientError(
+                f"{other.submission_id}, another version of {batch.name}/{step.name}, is still {other.status}",
+                f"wait for its end, or run `stop {batch.name}`",
+            )
+        earlier, number = tuple(job.submission_id for job in before), _attempt(before[-1]) + 1 if before else 1
         metadata = {
             "batch": batch.name,
             "batch_kind": batch.kind,
@@ -113,7 +128,7 @@ def make_plan(
         }
         if step.parameters:
             metadata["parameters"] = json.dumps(dict(step.parameters))
-        planned.append(Planned(step, spec, decision, why, earlier, prepared[step.name], metadata))
+        planned.append(Planned(step, spec, decision, why, earlier, number, prepared[step.name], metadata))
     return planned
 
 
@@ -123,18 +138,22 @@ def attempts(jobs: Sequence[JobRecord]) -> dict[tuple[str, str], list[JobRecord]
     for job in reversed(jobs):
         if "step_spec" in job.metadata:
             found.setdefault((job.metadata["step"], job.metadata["step_spec"]), []).append(job)
-    return found
+    return {key: sorted(jobs, key=_attempt) for key, jobs in found.items()}
+
+
+def _attempt(job: JobRecord) -> int:
+    return int(job.metadata.get("attempt", 0))
 
 
 def _decide(
     step: Step, known: Sequence[JobRecord], lost: Collection[str], options: Options, may_run: frozenset[str]
 ) -> tuple[Decision, str]:
+    if step.name not in may_run:
+        return "leave", "not chosen"
     if running := _running(known, lost):
         return "attach", f"{running.submission_id} is {running.status}"
     # The newest attempt counts: one that was forced and failed is not undone by an older one.
     done = known[-1].submission_id if known and known[-1].status == "SUCCEEDED" else None
-    if step.name not in may_run:
-        return "leave", "not chosen"
     forced = options.force or options.start is not None or options.only is not None
     if done and not forced:
         return "skip", f"{done} succeeded"
@@ -143,17 +162,6 @@ def _decide(
 
 def _running(known: Iterable[JobRecord], lost: Collection[str]) -> JobRecord | None:
     return next((job for job in known if not job.finished and job.submission_id not in lost), None)
-
-
-def _check_not_running(
-    batch: Batch, step: Step, known: Mapping[tuple[str, str], Sequence[JobRecord]], lost: Collection[str]
-) -> None:
-    for (name, _), jobs in known.items():
-        if name == step.name and (running := _running(jobs, lost)):
-            raise ClientError(
-                f"{running.submission_id}, another version of {batch.name}/{name}, is still {running.status}",
-                f"wait for its end, or run `stop {batch.name}`",
-            )
 
 
 def _check(batch: Batch, target: Target, sender: Sender, note: Note, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Runs a batch: starts each job when those before it have succeeded, follows what runs, and submits lost ones again.
 
-One thread asks about each running job in turn, and never sends more than REQUESTS_PER_SECOND, however many run. What is
+One thread asks about each running job in turn, with REQUESTS_PER_SECOND at most, however many run. What is
 known here is only what Ray's table of jobs has, so a runner that is killed is replaced by the same command.
 """
 
@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from client.batch.batch import Options, Order
 from client.batch.member import Changed, Event, Logged, Member, Runnable
-from client.errors import ClientError, ContactLost, JobLost, JobNotFound, Unreachable
+from client.errors import (
+    ClientError,
+    ContactLost,
+    Detached,
+    JobLost,
+    JobNotFound,
+    NotAuthorised,
+    ServerFailed,
+    Unreachable,
+)
 from client.job.follow import Follower
 from client.job.submission import Submission
 from client.ray_api.jobs import RayJobs
@@ -21,6 +30,7 @@ from client.wait import Note
 REQUESTS_PER_SECOND = 40
 _REQUESTS = 2  # of a follower's round: the record and the log
 _LOST_SECONDS = 120.0  # for a submit that does not arrive
+_LAST_LINE = 500  # characters
 _LONGEST_PAUSE = 60.0  # before the next attempt
 _WORKER_SECONDS = 60.0  # until a worker that has lost its head has ended, with the driver on it
 _LOST = frozenset(  # Ray's error types of a job whose supervisor is gone (ray/dashboard/modules/job/common.py, 2.60)
@@ -62,6 +72,7 @@ class Runner:
         self._jobs = RayJobs(target)
         self._followers: dict[str, tuple[Follower, float]] = {}  # by the job's name; when it is asked next
         self._ending = False  # start nothing more
+        self._waits_since: float | None = None  # since when a submit does not arrive
         self._stops: frozenset[str] = frozenset()  # those of earlier runs
 
     def end(self) -> None:
@@ -93,8 +104,8 @@ class Runner:
                 break
             yield from self._poll()
         for member in self.members:
-            if member.state == "WAITING":
-                member.state = "NOT_STARTED"
+            if member.state == "WAITING":  # one that failed may have waited for its next attempt
+                member.state = "NOT_STARTED" if member.exit_code is None else "FAILED"
                 yield Changed(member)
 
     def _ready(self) -> Iterator[Member]:
@@ -107,18 +118,21 @@ class Runner:
     def _start_ready(self) -> Iterator[Event]:
         for member in list(self._ready()):
             attach = member.planned.decision == "attach" and member.began is None
-            if not attach and (
-                self._ending
-                or len(self._followers) >= self._options.max_parallel
-                or time.monotonic() < member.not_before
-            ):
+            full = len(self._followers) >= self._options.max_parallel
+            if not (attach and self._batch) and (self._ending or full or time.monotonic() < member.not_before):
                 continue
             try:
                 if not attach:
                     self._submit(member)
-            except (Unreachable, ContactLost) as error:
+                    if self._ending:  # it was stopped while this one waited for its next attempt
+                        return
+            except (Unreachable, ServerFailed, ContactLost) as error:
                 self._wait_to_submit(member, error)
-                continue
+                return
+            except Detached as error:
+                raise KeyboardInterrupt from error
+            except NotAuthorised:
+                raise
             except ClientError as error:
                 member.error, member.state, member.exit_code = error, "FAILED", error.exit_code
                 self._ending = self._ending or not self._options.keep_going
@@ -130,18 +144,23 @@ class Runner:
             yield Changed(member)
 
     def _submit(self, member: Member) -> None:
-        made = member.planned.submission(len(member.attempts) + 1)
+        if member.began is not None and self._batch_stopped():
+            self._ending = True
+            return
+        made = member.planned.submission(
+            member.planned.next_attempt + len(member.attempts) - len(member.planned.attempts)
+        )
         self._send(member.planned, made)
         member.attempts.append(made.submission_id)
-        member.waits_since = None
+        self._waits_since = None
 
     def _wait_to_submit(self, member: Member, error: ClientError) -> None:
         """Try again in a moment, for two minutes: the same id is never run twice."""
         now = time.monotonic()
-        if member.waits_since is None:
-            member.waits_since = now
+        if self._waits_since is None:
+            self._waits_since = now
             self._note(f"{member.name}: connection lost, retrying ({error.what})")
-        if now - member.waits_since > _LOST_SECONDS:
+        if now - self._waits_since > _LOST_SECONDS:
             what = f"job {member.name} could not be submitted ({error})"
             raise ContactLost(what, "run the same command again") from error
         member.not_before = now + 1.0
@@ -185,7 +204,7 @@ class Runner:
                 ended: JobResult | None = end.value
                 return ended
             lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
-            member.last_line = lines[-1] if lines else member.last_line
+            member.last_line = lines[-1][:_LAST_LINE] if lines else member.last_line
             yield Logged(member, data)
 
     def _ended(self, member: Member, result: JobResult) -> Iterator[Event]:
@@ -203,8 +222,6 @@ class Runner:
         del self._followers[member.name]
         member.state, member.error, member.exit_code = "LOST", error, error.exit_code
         member.ended = time.time()
-        if member.planned.order.may_leave_head:  # its driver may have been on a worker
-            member.not_before = time.monotonic() + _WORKER_SECONDS
         yield from self._failed(member, "lost")
 
     def _failed(self, member: Member, kind: str) -> Iterator[Event]:
@@ -214,9 +231,11 @@ class Runner:
         is_left = kind == "lost" and is_attached(member)
         if (is_left or (kind in order.retry_on and member.retries < order.retries)) and not self._ending:
             member.retries += not is_left
-            pause = min(2.0 ** (member.retries - 1), _LONGEST_PAUSE)
-            member.not_before = max(member.not_before, time.monotonic() + pause)
-            member.state, member.error, member.exit_code = "WAITING", None, None
+            pause = min(2.0 ** min(member.retries - 1, 6), _LONGEST_PAUSE)
+            if kind == "lost" and order.may_leave_head:  # its driver may have been on a worker
+                pause = _WORKER_SECONDS
+            member.not_before = time.monotonic() + pause
+            member.state, member.error = "WAITING", None
             how = "was lost" if kind == "lost" else "failed"
             count = "" if is_left else f" (retry {member.retries} of {order.retries})"
             self._note(f"{order.name}: {member.submission_id} {how}; submitting it again{count}")
@@ -226,10 +245,7 @@ class Runner:
 
     def _batch_stopped(self) -> bool:
         """Whether someone has stopped the whole batch since we began."""
-        try:
-            return not self._stops.issuperset(stops(self._jobs.list(), self._batch))
-        except ClientError:
-            return True
+        return bool(self._batch) and not self._stops.issuperset(stops(self._jobs.list(), self._batch))
 
     def _note_of(self, member: Member) -> Note:
         return lambda line: self._note(f"{member.name}: {line}")
@@ -264,6 +280,7 @@ class _Attached:
     attempts: Sequence[str]
     decision: str = "attach"
     why: str = ""
+    next_attempt: int = 0
 
     def submission(self, attempt: int) -> Submission:
         raise AssertionError("it is never submitted")

@@ -5,15 +5,17 @@ import json
 import secrets
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from client.batch.batch import Batch, Options, Order
 from client.batch.member import Runnable
-from client.batch.plan import Planned, make_plan
+from client.batch.plan import Planned, id_part, make_plan
 from client.batch.run import Runner
 from client.batch.table import find
 from client.errors import ClientError
@@ -26,6 +28,7 @@ from client.targets.target import STOP_SECONDS, Target
 from client.upload.package import plan_upload
 from client.wait import Note, Progress, silent
 
+_KEEP_SECONDS = 240.0  # Ray keeps a package that no job uses for 10 minutes after it was asked for it
 _PLAN = "plan.json"
 _IMAGE_FOLDER = "/app"  # of the image, which has the client
 _RECORDED = "user host client_version git_commit git_dirty batch batch_kind batch_size".split()
@@ -102,7 +105,7 @@ def detach(found: Ready) -> str:
     table = find(jobs, batch.name)
     plan = {"specs": [job.spec for job in found.planned], "options": asdict(found.options)}
     plan_hash = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
-    if table and table.runner and not table.runner.finished:
+    if table and table.runner and not table.runner.finished and not jobs.lost([table.runner]):
         if table.runner.metadata.get("spec_hash") == plan_hash:
             return table.runner.submission_id
         what = (
@@ -125,7 +128,7 @@ def detach(found: Ready) -> str:
     arguments = {
         "entrypoint": f"{python} -c 'import client' || {{ echo {_NO_CLIENT}; exit 1; }}; "
         f"exec {python} -m client run-plan --address {there} {_PLAN}",
-        "submission_id": f"{batch.name}.runner.{secrets.token_hex(4)}",
+        "submission_id": f"{id_part(batch.name)}.runner.{secrets.token_hex(4)}",
         "runtime_env": {
             "working_dir": package.uri,
             "env_vars": {"PYTHONPATH": f"{python_path}:${{PYTHONPATH}}", "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS},
@@ -138,13 +141,14 @@ def detach(found: Ready) -> str:
 
 def _as_data(found: Ready) -> dict[str, Any]:
     def as_data(job: Planned) -> dict[str, Any]:
-        first = len(job.attempts) + 1
+        first = job.next_attempt
         most = range(first, first + job.order.retries + 2) if job.decision in ("run", "attach") else ()
         return {
             "order": asdict(job.order),
             "decision": job.decision,
             "why": job.why,
             "attempts": job.attempts,
+            "next_attempt": first,
             "submissions": {attempt: job.submission(attempt).arguments for attempt in most},
         }
 
@@ -159,6 +163,7 @@ class _Handed:
     decision: str
     why: str
     attempts: Sequence[str]
+    next_attempt: int
     submissions: Mapping[str, Mapping[str, Any]]
 
     def submission(self, attempt: int) -> Submission:
@@ -180,4 +185,14 @@ def handed(path: str, address: Address, note: Note) -> Iterator[tuple[Runner, st
         jobs = RayJobs(target)
         options = Options(**data["options"])
         name = data["batch"]
+        packages = {made["runtime_env"].get("working_dir") for job in planned for made in job.submissions.values()}
+
+        def keep_packages() -> None:
+            while True:
+                for uri in filter(None, packages):
+                    with suppress(ClientError):
+                        jobs.has_package(uri)
+                time.sleep(_KEEP_SECONDS)
+
+        Thread(target=keep_packages, daemon=True).start()
         yield Runner(planned, target, lambda _, made: jobs.submit(made.arguments), options, note, name), name

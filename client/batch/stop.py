@@ -39,11 +39,9 @@ def stop_batch(target: Target, jobs: RayJobs, name: str, seconds: float) -> Sequ
     if not (table := find(jobs, name)):
         raise JobNotFound(f"there is no chain or sweep {name}", "`list --chain` shows all")
     end, left = time.monotonic() + seconds, unfinished(table)
-    if left:
-        # A job that only says so: runners look for it when one of their jobs was stopped.
-        said = {"batch_stop": name, "user": user(), "spec_hash": ""}
-        marker = {"entrypoint": "true", "submission_id": f"stop-{name}-{secrets.token_hex(3)}", "metadata": said}
-        jobs.submit(marker)
+    # A job that only says so: runners look for it when one of their jobs was stopped, and before a retry.
+    said = {"batch_stop": name, "user": user(), "spec_hash": ""}
+    jobs.submit({"entrypoint": "true", "submission_id": f"stop-{secrets.token_hex(6)}", "metadata": said})
     stopping: dict[str, Stopping] = {}
     quiet_since = time.monotonic()
     while time.monotonic() < end:

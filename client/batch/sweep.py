@@ -66,7 +66,7 @@ def array(text: str) -> list[str]:
 def make_sweep(
     request: Request,
     parameters: Mapping[str, Sequence[str]],
-    indexes: Sequence[str] = (),
+    indexes: Sequence[str] | None = None,
     *,
     retries: int = 0,
     retry_on: Sequence[str] = RETRY_ON,
@@ -84,11 +84,11 @@ def make_sweep(
     Raises:
         UsageError: a placeholder has no parameter, or a parameter has no placeholder.
     """
-    if indexes and _ARRAY in parameters:
+    if indexes is not None and _ARRAY in parameters:
         raise UsageError(f"an array has the parameter {_ARRAY} already", "give the other one another name")
-    named = {**parameters, **({_ARRAY: indexes} if indexes else {})}
+    named = {**parameters, **({} if indexes is None else {_ARRAY: indexes})}
     if is_sweep := bool(named):
-        _check(request, named, {_ARRAY} if indexes else set())
+        _check(request, named, set() if indexes is None else {_ARRAY})
     arguments = {key: value for key, value in request.arguments.items() if key != "submission_id"}
     plain = replace(request, pip=(), requirements=None, arguments=arguments)
     steps = []
@@ -98,10 +98,10 @@ def make_sweep(
         filled = plain
         if is_sweep:
             env = {key: _fill(value, chosen) for key, value in request.env.items()}
-            if indexes:
+            if indexes is not None:
                 env[INDEX] = chosen[_ARRAY]
             filled = replace(plain, command=tuple(_fill(word, chosen) for word in request.command), env=env)
-        steps.append(Step(Order(name, (), retries, retry_on, bool(filled.resources)), filled, chosen))
+        steps.append(Step(Order(name, (), retries, retry_on, filled.may_leave_head), filled, chosen))
     names = [step.name for step in steps]
     if twice := next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None:
         raise UsageError(f"{twice} is there twice", "specify each value once")
@@ -112,6 +112,8 @@ def make_sweep(
 
 
 def _check(request: Request, parameters: Mapping[str, Sequence[str]], unused: Collection[str]) -> None:
+    if empty := next((name for name, found in parameters.items() if not found), None):
+        raise UsageError(f"the parameter {empty} has no values", "add one")
     count = 1
     for values_ in parameters.values():
         count *= len(values_)
@@ -134,7 +136,7 @@ def _fill(text: str, chosen: Mapping[str, str]) -> str:
 
 def _default_name(request: Request) -> str:
     """The same for the same command of the same user in the same folder, so that it goes on with its sweep."""
-    words = [request.script or "", *request.command, str(request.folder), user()]
+    words = [request.script or request.arguments.get("entrypoint", ""), *request.command, str(request.folder), user()]
     first = request.script or next(iter(request.command), "")
     stem = re.sub(r"[^\w.-]", "-", PurePath(first).stem).lstrip("-.") or "sweep"
     return f"{stem}-{hashlib.sha256(repr(words).encode()).hexdigest()[:6]}"

@@ -76,10 +76,11 @@ class Table:
 
     @property
     def exit_code(self) -> int | None:
-        """The highest of the jobs'; None while one of them runs."""
+        """The highest of the jobs'; None while one of them runs, and where some were never started and none failed."""
         if self.unfinished:
             return None
-        return max((row.job.exit_code or 0 for row in self.rows), default=self.runner.exit_code if self.runner else 0)
+        code = max((row.job.exit_code or 0 for row in self.rows), default=0)
+        return code if code or len(self.rows) == self.size else None
 
     @property
     def log(self) -> JobRecord | None:

@@ -33,7 +33,7 @@ max_parallel_option = click.option(
 )
 retries_option = click.option(
     "--retries",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 100),
     default=0,
     metavar="N",
     help="If a job fails, submit it again, at most N times.",
@@ -64,7 +64,7 @@ def sweep_of(
     ctx: click.Context, request: "Request", matrix: Sequence[str], array: str | None, retries: int, retry_on: str
 ) -> "Batch | None":
     """The batch that the options of `submit` ask for; None for one job without retries."""
-    if not (matrix or array or retries):
+    if not (matrix or array is not None or retries):
         given = [name for name in _OF_SWEEPS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
         if given:
             needed = "--retries" if given[0] == "retry_on" else "--matrix or --array"
@@ -76,7 +76,7 @@ def sweep_of(
     kinds = retry_on.split(",")
     if wrong := next((kind for kind in kinds if kind not in RETRY_ON), None):
         raise UsageError(f"--retry-on has no kind {wrong}", f"use {' or '.join(RETRY_ON)}, or both with a comma")
-    indexes = sweep.array(array) if array else ()
+    indexes = None if array is None else sweep.array(array)
     return sweep.make_sweep(request, sweep.matrix(matrix), indexes, retries=retries, retry_on=kinds)
 
 
@@ -157,6 +157,7 @@ def run_batch(
 
 def show(runner: "Runner", name: str, output_format: str) -> None:
     """Show what happens until a batch has ended."""
+    from client.batch.member import Changed
     from client.cli import board, output
 
     names, several = [member.name for member in runner.members], len(runner.members) > 1
@@ -172,15 +173,8 @@ def show(runner: "Runner", name: str, output_format: str) -> None:
     wrong = [member for member in runner.members if member.exit_code]
     if output_format == "text" and several and board.is_terminal():
         for member in wrong[:20]:
-            output.error(f"{board.said(board_event(member))}; its log: `logs {name}/{member.name}`")
+            output.error(f"{board.said(Changed(member))}; its log: `logs {name}/{member.name}`")
     output.note(f"{name}: {board.counts(runner.members)}")
-
-
-def board_event(member: "Member") -> Any:
-    """The event of a job's present state."""
-    from client.batch.member import Changed
-
-    return Changed(member)
 
 
 def finish(ctx: click.Context, runner: "Runner", name: str, output_format: str) -> NoReturn:

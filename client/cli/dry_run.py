@@ -91,7 +91,7 @@ def show_first_run(batch: "Batch", options: "Options", output_format: str) -> No
 
 def _row(step: "Step", decision: str, why: str) -> dict[str, Any]:
     request = step.request
-    words = [*([request.script] if request.script else []), *request.command]
+    words = [*([request.script_path] if request.script_path else []), *request.command]
     command = shlex.join(words) if words else request.arguments["entrypoint"]
     known = {"job": step.name, "parameters": dict(step.parameters), "after": list(step.order.after)}
     return {**known, "decision": decision, "why": why, "command": command}

@@ -9,7 +9,7 @@ import click
 
 from client.cli.help import Command, complete_files
 from client.cli.options import address_option, opened
-from client.errors import JobNotFound
+from client.errors import ClientError, JobNotFound, UsageError
 
 if TYPE_CHECKING:
     from client.batch.table import Table
@@ -53,6 +53,10 @@ def logs(
         except JobNotFound:
             if not (table := find(jobs, submission_id)):
                 raise
+            if tail is not None:
+                raise UsageError(
+                    f"--tail takes one job, and {submission_id} has several", f"use `logs {submission_id}/JOB`"
+                ) from None
             if not table.log:
                 with stdout_to(file) if file else nullcontext():
                     show_logs(target, jobs, table, follow=follow)
@@ -87,20 +91,25 @@ def show_logs(target: "Target", jobs: "RayJobs", table: "Table", *, follow: bool
 
     board = Board([row.name for row in table.rows], to_stderr=False)
     seen: set[str] = set()
+    codes: dict[str, int] = {}
     quiet_since = time.monotonic()
     while not follow or time.monotonic() - quiet_since < _QUIET_SECONDS:
         rows = [row for row in table.rows if row.job.submission_id not in seen]
         seen |= {row.job.submission_id for row in rows}
         if not follow:
             for row in rows:
-                read_log(jobs, row.job, partial(board.log, row.name), 0)
+                try:
+                    read_log(jobs, row.job, partial(board.log, row.name), 0)
+                except ClientError as error:
+                    note(f"{row.name}: {error}")
                 board.end_log(row.name)
             click.get_current_context().exit(0)
         if rows:
             for event in watch(target, {row.name: row.job.submission_id for row in rows}, note):
                 board.show(event)
+                codes[event.member.name] = event.member.exit_code or 0
             quiet_since = time.monotonic()
         else:
             time.sleep(_QUIET_SECONDS / 4)
         table = find(jobs, table.name) or table
-    click.get_current_context().exit(table.exit_code or 0)
+    click.get_current_context().exit(max(codes.values(), default=0))

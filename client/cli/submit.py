@@ -184,7 +184,7 @@ def submit(
             from client.batch.batch import Options, rebuild
 
             if fetch:
-                raise UsageError("--fetch takes the files of one job", "use `fetch SWEEP/JOB` later")
+                raise UsageError("--fetch takes the files of one attempt", "use `fetch NAME/JOB` later")
             run_batch(
                 ctx,
                 batch,

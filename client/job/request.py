@@ -27,7 +27,7 @@ FILE_KEYS = {
 _VALUE_KINDS = {"metadata": str, "entrypoint_resources": float, "entrypoint_label_selector": str}
 RECORDED = frozenset(  # the metadata that the client itself adds
     "user host git_commit git_dirty client_version spec_hash timeout job_name outputs num_cpus num_gpus "
-    "batch batch_kind batch_size batch_stop batch_runner step step_spec attempt parameters".split()
+    "batch batch_kind batch_size batch_stop step step_spec attempt parameters".split()
 )
 UPLOAD_KEYS = ("working_dir", "excludes", "py_modules")  # of a runtime_env: say what is uploaded
 _RUNTIME_ENV_KEYS = {"working_dir": str, "env_vars": dict, "excludes": list, "py_modules": list}  # read by the client
@@ -164,6 +164,11 @@ class Request:
         return {
             name: amount for name, amount in (wanted | self.arguments.get("entrypoint_resources", {})).items() if amount
         }
+
+    @property
+    def may_leave_head(self) -> bool:
+        """Whether Ray may start the driver on a worker."""
+        return bool(self.resources or self.arguments.get("entrypoint_label_selector"))
 
     @cached_property
     def folder(self) -> Path | None:

@@ -188,7 +188,7 @@ class Sender:
             return ""
         key = repr((folder, excludes))
         if key not in self._contents:
-            self._contents[key] = content_hash(listing(folder, excludes))
+            self._contents[key] = content_hash(listing(folder, excludes, may_be_empty=True))
         return self._contents[key]
 
     def _pack(self, request: Request, bucket: str | None) -> tuple[Upload, Packed]:

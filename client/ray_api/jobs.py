@@ -32,6 +32,7 @@ from client.ray_api.record import JobRecord, record
 
 _SUBMIT_TIMEOUT = (5.0, 60.0)  # the server itself waits for a node agent, and stores an upload
 _SUBMIT_TRIES = 6
+_ACTORS = 200  # of a request: the server takes lines of 8,190 bytes
 _CHUNK = 1 << 20
 SUPERVISOR = "_ray_internal_job_actor_"
 _USAGE = re.compile(r"^([\d.]+)(?:([KMGT]?)i?B)?/\S+ (.+?)(?: \(.*)?$", re.MULTILINE)  # 1.0/2.0 CPU, 0B/5.75GiB memory
@@ -127,8 +128,10 @@ class RayJobs:
         ids = [actor["actor_id"] for actor in actors if actor["name"] in wanted]
         if not ids:
             return jobs
-        response = self._http.request("GET", f"/logical/actors?ids={','.join(ids)}")
-        found = self._read(response, lambda data: list(data["data"]["actors"].values()))
+        found: list[dict[str, Any]] = []
+        for first in range(0, len(ids), _ACTORS):
+            response = self._http.request("GET", f"/logical/actors?ids={','.join(ids[first : first + _ACTORS])}")
+            found += self._read(response, lambda data: list(data["data"]["actors"].values()))
         times = {actor["name"]: actor.get("startTime") or None for actor in found}
         return [replace(job, start_time=times.get(SUPERVISOR + job.submission_id)) for job in jobs]
 

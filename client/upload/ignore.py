@@ -85,13 +85,14 @@ class Listing:
         return sorted(self.entries, key=lambda entry: (-entry.size, entry.path))[:count]
 
 
-def listing(root: Path, excludes: Sequence[str] = (), prefix: str = "") -> Listing:
+def listing(root: Path, excludes: Sequence[str] = (), prefix: str = "", *, may_be_empty: bool = False) -> Listing:
     """List the files of a folder that an upload contains. This reads only ignore files.
 
     Args:
         root: the folder.
         excludes: gitignore patterns, relative to the folder.
         prefix: the path of the folder in the upload, "" or "name/".
+        may_be_empty: it need not have a file.
 
     Raises:
         UsageError: the folder cannot be listed, or a file in it cannot be uploaded.
@@ -105,7 +106,7 @@ def listing(root: Path, excludes: Sequence[str] = (), prefix: str = "") -> Listi
         outputs=_file_ids(_OUTPUT_DESCRIPTORS),
     )
     walk.visit(_Directory(root, prefix, _Exclusion.NONE, names_by_directory(root, prefix)))
-    if not walk.entries:
+    if not walk.entries and not may_be_empty:
         raise UsageError(
             f"no file in {printable(str(root))} may be uploaded", "check its .gitignore and .rayignore files"
         )
