@@ -59,7 +59,7 @@ FOUND = [
     (3, "there is no key retry; did you mean retry_on?"),
     (3, "timeout must be a duration like 90s, 15m or 2h, not soon"),
     (7, "there is no key timeot; did you mean timeout?"),
-    (8, "there is no script missing.py: "),
+    (8, "there is no script missing.py"),
     (10, "there is no job prepar; did you mean prepare?"),
     (11, "there is no job evaluat; did you mean evaluate?"),
     (12, "job evaluate needs either a script or a command"),

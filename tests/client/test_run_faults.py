@@ -184,3 +184,18 @@ def test_a_detached_chain_is_stopped_with_its_runner(warm_place: Place, marks: M
     assert all(job.finished for job in place.records("halt")) and marks.all == ["start first"]
     time.sleep(1)  # longer than a runner waits between two jobs
     assert len(place.records("halt")) == 2, "the runner, and the job that it had started"
+
+
+def test_an_interrupt_while_a_job_is_sent_is_no_failure_of_the_job(place: Place, marks: Marks, head: Target) -> None:
+    """The proxy answers nothing, so the interrupt comes while the client submits again and again."""
+    file = place.write("sending", {"one": marks.job("one"), "two": marks.job("two")})
+    (place.folder / "file").write_text("")
+    with FaultProxy(port(head.http.server.url)) as proxy:
+        proxy.faults.lose_replies = 1000
+        with started("run", file, "--address", proxy.url, cwd=place.folder, env=place.env) as client:
+            until(lambda: proxy.fired["lose_replies"] > 1, 60)
+            client.send_signal(signal.SIGINT)
+            _, errors = client.communicate(timeout=60)
+    assert client.returncode == 130, errors
+    assert b"detached from sending" in errors and b"failed" not in errors
+    place.run("stop", "sending")
