@@ -22,7 +22,8 @@ Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
 START_FIRST = [
     f"tests/client/test_{name}.py"
     for name in (
-        "embedded submit packages cli errors docs python_api follow doctor package setup_environment timeout".split()
+        "embedded run_faults run submit packages cli errors docs python_api follow doctor package setup_environment "
+        "timeout".split()
     )
 ]
 

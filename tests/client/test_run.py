@@ -7,9 +7,11 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -213,21 +215,26 @@ def test_what_has_changed_runs_again_and_a_dry_run_sends_nothing(
 def test_another_client_attaches_to_what_runs_and_runs_nothing_twice(place: Place, marks: Marks, name: str) -> None:
     gate = f"echo up; {marks.wait_for('gate')} && echo done"
     file = place.write(
-        name, {"waits": marks.job("waits", gate), "beside": marks.job("beside", gate), "last": marks.job("last")}
+        name,
+        {
+            "waits": marks.job("waits", gate),
+            "beside": marks.job("beside", gate),
+            "last": {**marks.job("last"), "after": ["waits", "beside"]},
+        },
     )
-    jobs = json.loads((place.folder / file).read_text().replace("$$", "$"))["jobs"]
-    file = place.write(name, {**jobs, "last": {**jobs["last"], "after": ["waits", "beside"]}})
-    with started("run", file, cwd=place.folder, env=place.env) as one_client:
-        read_to(one_client.stdout, b"| up\n")
-        with started("run", file, cwd=place.folder, env=place.env) as other:
-            until(lambda: marks.all.count("start waits") and marks.all.count("start beside"), 60)
-            read_to(other.stdout, b"| up\n")
-            one_client.kill()
-            with started("run", file, cwd=place.folder, env=place.env) as third:
-                shown = read_to(third.stdout, b"| up\n")
-                marks.open("gate")
-                outputs = [client.communicate(timeout=90) for client in (other, third)]
-                assert [other.returncode, third.returncode] == [0, 0], outputs
+
+    def client() -> AbstractContextManager["subprocess.Popen[bytes]"]:
+        return started("run", file, cwd=place.folder, env=place.env)
+
+    with client() as one_client, client() as other:  # which submit at the same time
+        until(lambda: {"start waits", "start beside"} <= set(marks.all), 60)
+        read_to(other.stdout, b"| up\n")
+        one_client.kill()
+        with client() as third:
+            shown = read_to(third.stdout, b"| up\n")
+            marks.open("gate")
+            outputs = [process.communicate(timeout=90) for process in (other, third)]
+            assert [other.returncode, third.returncode] == [0, 0], outputs
     assert sorted(marks.all) == sorted(
         f"{what} {job}" for job in ("waits", "beside", "last") for what in ("start", "end")
     )
