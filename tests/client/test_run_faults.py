@@ -71,7 +71,7 @@ def test_a_client_that_is_killed_again_and_again(place: Place, marks: Marks, see
     at = sorted(points.sample(range(2 * JOBS - 4), kills))
     for marks_before in at:
         with started("run", file, "--max-parallel", "6", cwd=place.folder, env=place.env) as client:
-            until(partial(_there_are, marks, marks_before), 90)
+            until(partial(_there_are, marks, marks_before), 200)
             try:
                 client.wait(points.random() / 2)
             except subprocess.TimeoutExpired:
