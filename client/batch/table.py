@@ -156,9 +156,8 @@ def job_id(jobs: RayJobs, handle: str) -> str:
         JobNotFound: the batch has no such job.
     """
     name, slash, step = handle.partition("/")
-    if not slash:
+    if not slash or not (table := find(jobs, name)):  # other clients may use a slash in an id
         return handle
-    table = find(jobs, name)
     row = table and next((row for row in table.rows if row.name == step), None)
     if not row:
         known = f"it has {', '.join(row.name for row in table.rows[:10])}" if table else "`list --chain` shows all"

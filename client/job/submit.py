@@ -172,12 +172,13 @@ class Sender:
         runtime = self._target.runtime
         entrypoint, bucket = command_line(request, runtime), _bucket(request, runtime)
         key = repr((request.folder, bucket, [request.runtime_env.get(name) for name in UPLOAD_KEYS]))
-        if key not in self._packed:
-            self._packed[key] = self._pack(request, bucket)
-        if needs_sdk({k: v for k, v in request.runtime_env.items() if k not in UPLOAD_KEYS}):
+        rest = {name: value for name, value in request.runtime_env.items() if name not in UPLOAD_KEYS}
+        if needs_sdk(rest):
             from client.ray_api.sdk import validate
 
-            validate(request.runtime_env)
+            validate(rest)
+        if key not in self._packed:
+            self._packed[key] = self._pack(request, bucket)
         upload, packed = self._packed[key]
         return Prepared(request, packed, entrypoint, self._target, upload, bucket)
 

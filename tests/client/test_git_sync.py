@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -249,7 +249,8 @@ def kill(process: "subprocess.Popen[str]", *, children: bool) -> None:
     assert found
     process.kill()
     for child in found if children else ():
-        child.kill()
+        with suppress(psutil.NoSuchProcess):  # git's helpers end by themselves when git is killed
+            child.kill()
     psutil.wait_procs(found if children else ())
     assert process.wait() == -signal.SIGKILL
 

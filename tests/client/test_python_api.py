@@ -207,7 +207,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "timeout": (lambda: client.submit("a.py", timeout="5"), "timeout must be a number"),  # type: ignore[arg-type]
     "no timeout": (lambda: client.submit("a.py", timeout=0), "a timeout must be more than 0 seconds"),
     "cpus": (lambda: client.submit("a.py", entrypoint_num_cpus="2"), "entrypoint_num_cpus must be a number"),
-    "id": (lambda: client.submit("a.py", submission_id=5), "submission_id must be text"),
+    "id": (lambda: client.submit("a.py", submission_id=5), "submission_id must be a str"),
     "secret": (lambda: client.submit("a.py", env={"A_TOKEN": "x"}), r"\(secret_env\), or allow_plain=True"),
     "secret_env": (lambda: client.submit("a.py", secret_env={"A": "b"}), "use secret_env={'A': 'SECRET/KEY'}"),
     "secret name": (lambda: client.submit("a.py", secret_env={"A-": None}), "use secret_env={'NAME': 'SECRET/KEY'}"),
@@ -267,6 +267,16 @@ def run(script: str) -> int:
     ended: list[int | None] = [listed.exit_code for listed in client.jobs("http://127.0.0.1:8265")]
     attached: client.Job = client.attach("id")
     return attached.wait().exit_code
+
+def run_many(file: str) -> dict[str, str]:
+    chain: client.BatchRun = client.chain(file, max_parallel=2, keep_going=True, start="train")
+    sweep = client.sweep("a.py", "{lr}", matrix={"lr": [0.1, 0.01]}, array=range(3), retries=1, env={"A": "b"})
+    try:
+        for job in sweep.as_completed(timeout=60):
+            done: client.BatchJob = job
+    except client.JobLost as error:
+        sweep.stop(error.exit_code)
+    return {job.name: job.status for job in chain.wait()}
 """
 
 
