@@ -97,7 +97,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "no file": (lambda: client.chain("none.yaml"), "cannot read none.yaml: No such file or directory"),
     "keys": (lambda: client.chain({"jobs": {"a": {"comand": ["x"]}}}), "there is no key comand; did you mean command?"),
     "cycle": (lambda: client.chain({"jobs": {"a": {"command": ["x"], "after": "a"}}}), "jobs wait for each other: a"),
-    "start": (lambda: client.chain({"jobs": {"a": {"command": ["x"]}}}, start="b"), "chain has no job b: it has a"),
+    "start": (lambda: client.chain({"jobs": {"a": {"command": ["x"]}}}, start="b"), "c has no job b: it has a"),
     "parallel": (lambda: client.chain({"jobs": {}}, max_parallel=0), "max_parallel must be at least 1"),
     "address": (lambda: client.chain({"jobs": {"a": {"command": ["x"]}}}, address="no"), "no (address) is not an addr"),
     "unused": (
