@@ -230,7 +230,9 @@ def sweep(
         raise UsageError(f"retry_on has no kind {wrong}", f"use {' or '.join(RETRY_ON)}")
     parameters = {name: [str(value) for value in values] for name, values in (matrix or {}).items()}
     request = request_of(script, args, **arguments)
-    indexes = None if array is None else [str(index) for index in array]
+    if array is not None and not len(array):
+        raise UsageError("array has no numbers", "add one")
+    indexes = [str(index) for index in array or ()]
     batch = make_sweep(request, parameters, indexes, retries=retries, retry_on=retry_on)
     return BatchRun(batch, address, options)
 

@@ -263,8 +263,8 @@ def _request(given: Mapping[str, Any], where: KeyPath, file: Path, mistakes: Mis
             arguments=arguments,
         )
     except UsageError as error:
-        in_a_file = "put --" not in error.hint  # a hint for the command line
-        mistakes.add(where, str(error) if in_a_file else error.what)
+        text = error.what if "put --" in error.hint else str(error)  # a hint for the command line
+        mistakes.add(where, text.replace(_script(script, file, working_dir) or "/", str(script)))
         return None
 
 
@@ -280,6 +280,8 @@ def _without(file: Path, working_dir: str, runtime_env: Mapping[str, Any]) -> di
     folder = Path(os.path.abspath(file.parent / working_dir))
     excludes = runtime_env.get("excludes") or []
     inside = "://" not in working_dir and folder.is_dir() and file.is_relative_to(folder)
-    if not inside or not isinstance(excludes, list) or {*folder.iterdir()} <= {file}:
+    # An upload needs a file, and the folder of results has none that is uploaded.
+    others = inside and any(path not in (file, folder / "outputs") for path in folder.iterdir())
+    if not others or not isinstance(excludes, list):
         return dict(runtime_env)
     return {**runtime_env, "excludes": [*excludes, f"/{file.relative_to(folder).as_posix()}"]}

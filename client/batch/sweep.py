@@ -66,7 +66,7 @@ def array(text: str) -> list[str]:
 def make_sweep(
     request: Request,
     parameters: Mapping[str, Sequence[str]],
-    indexes: Sequence[str] | None = None,
+    indexes: Sequence[str] = (),
     *,
     retries: int = 0,
     retry_on: Sequence[str] = RETRY_ON,
@@ -84,11 +84,11 @@ def make_sweep(
     Raises:
         UsageError: a placeholder has no parameter, or a parameter has no placeholder.
     """
-    if indexes is not None and _ARRAY in parameters:
+    if indexes and _ARRAY in parameters:
         raise UsageError(f"an array has the parameter {_ARRAY} already", "give the other one another name")
-    named = {**parameters, **({} if indexes is None else {_ARRAY: indexes})}
+    named = {**parameters, **({_ARRAY: indexes} if indexes else {})}
     if is_sweep := bool(named):
-        _check(request, named, set() if indexes is None else {_ARRAY})
+        _check(request, named, {_ARRAY} if indexes else set())
     arguments = {key: value for key, value in request.arguments.items() if key != "submission_id"}
     plain = replace(request, pip=(), requirements=None, arguments=arguments)
     steps = []
@@ -98,7 +98,7 @@ def make_sweep(
         filled = plain
         if is_sweep:
             env = {key: _fill(value, chosen) for key, value in request.env.items()}
-            if indexes is not None:
+            if indexes:
                 env[INDEX] = chosen[_ARRAY]
             filled = replace(plain, command=tuple(_fill(word, chosen) for word in request.command), env=env)
         steps.append(Step(Order(name, (), retries, retry_on, filled.may_leave_head), filled, chosen))

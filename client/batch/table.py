@@ -158,10 +158,9 @@ def job_id(jobs: RayJobs, handle: str) -> str:
     name, slash, step = handle.partition("/")
     if not slash or not (table := find(jobs, name)):  # other clients may use a slash in an id
         return handle
-    row = table and next((row for row in table.rows if row.name == step), None)
+    row = next((row for row in table.rows if row.name == step), None)
     if not row:
-        known = f"it has {', '.join(row.name for row in table.rows[:10])}" if table else "`list --chain` shows all"
-        raise JobNotFound(f"there is no job {handle}", known)
+        raise JobNotFound(f"there is no job {handle}", f"{name} has {', '.join(row.name for row in table.rows[:10])}")
     return row.job.submission_id
 
 

@@ -76,7 +76,7 @@ def sweep_of(
     kinds = retry_on.split(",")
     if wrong := next((kind for kind in kinds if kind not in RETRY_ON), None):
         raise UsageError(f"--retry-on has no kind {wrong}", f"use {' or '.join(RETRY_ON)}, or both with a comma")
-    indexes = None if array is None else sweep.array(array)
+    indexes = () if array is None else sweep.array(array)
     return sweep.make_sweep(request, sweep.matrix(matrix), indexes, retries=retries, retry_on=kinds)
 
 

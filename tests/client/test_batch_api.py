@@ -95,11 +95,23 @@ def test_stop_ends_all_jobs_and_starts_no_other(marks: Marks, as_remote: Path) -
 
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "no file": (lambda: client.chain("none.yaml"), "cannot read none.yaml: No such file or directory"),
-    "keys": (lambda: client.chain({"jobs": {"a": {"comand": ["x"]}}}), "there is no key comand; did you mean command?"),
-    "cycle": (lambda: client.chain({"jobs": {"a": {"command": ["x"], "after": "a"}}}), "jobs wait for each other: a"),
-    "start": (lambda: client.chain({"jobs": {"a": {"command": ["x"]}}}, start="b"), "c has no job b: it has a"),
-    "parallel": (lambda: client.chain({"jobs": {}}, max_parallel=0), "max_parallel must be at least 1"),
-    "address": (lambda: client.chain({"jobs": {"a": {"command": ["x"]}}}, address="no"), "no (address) is not an addr"),
+    "keys": (
+        lambda: client.chain({"name": "c", "jobs": {"a": {"comand": ["x"]}}}),
+        "there is no key comand; did you mean command?",
+    ),
+    "cycle": (
+        lambda: client.chain({"name": "c", "jobs": {"a": {"command": ["x"], "after": "a"}}}),
+        "jobs wait for each other: a",
+    ),
+    "start": (
+        lambda: client.chain({"name": "c", "jobs": {"a": {"command": ["x"]}}}, start="b"),
+        "c has no job b: it has a",
+    ),
+    "parallel": (lambda: client.chain({"name": "c", "jobs": {}}, max_parallel=0), "max_parallel must be at least 1"),
+    "address": (
+        lambda: client.chain({"name": "c", "jobs": {"a": {"command": ["x"]}}}, address="no"),
+        "no (address) is not an addr",
+    ),
     "unused": (
         lambda: client.sweep(command=["x"], matrix={"a": [1]}),
         "no argument uses the parameter a: put {a} into ",
@@ -113,7 +125,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "both": (lambda: client.sweep("x", command=["x"], array=[1]), "a job runs a script or a command: specify one"),
     "env": (lambda: client.sweep(command=["x"], env={"A": 5}, array=[1]), "env must be a dict of str to str"),
     "secret": (lambda: client.sweep(command=["x"], env={"A_TOKEN": "x"}, array=[1]), "A_TOKEN looks like a secret"),
-    "no script": (lambda: client.chain({"jobs": {"a": {"script": "no.py"}}}), "there is no script no.py"),
+    "no script": (lambda: client.chain({"name": "c", "jobs": {"a": {"script": "no.py"}}}), "there is no script no.py"),
     "a chain of 5": (lambda: client.chain(5), "chain must be a str, a Path or a dict"),  # type: ignore[arg-type]
     "a parameter of 5": (lambda: client.sweep(command=["{a}"], matrix={"a": 5}), "matrix must be a dict of str to l"),  # type: ignore[dict-item]
     "values in a text": (

@@ -234,7 +234,7 @@ def test_what_runs(tmp_path: Path) -> None:
         "  secrets: {command: [x], secret_env: [TOKEN]}\n"
         "  gpu: {command: [x], accelerator: L4}\n"
     )
-    assert (found["script"].script, list(found["script"].command)) == ("prepare.py", ["--n", "4", "1e-3"])
+    assert (found["script"].script_path, list(found["script"].command)) == ("prepare.py", ["--n", "4", "1e-3"])
     assert list(found["words"].command) == ["sh", "-c", "echo $HOME"]
     assert found["line"].arguments["entrypoint"] == "echo a && echo b c"
     assert (found["deep"].folder, found["sub"].folder) == (tmp_path / "sub", tmp_path)

@@ -82,7 +82,8 @@ def started(
     *args: str, cwd: Path, env: Mapping[str, str] | None = None, client: Sequence[str] = ("-m", "client")
 ) -> Iterator["subprocess.Popen[bytes]"]:
     command, pipe, environment = [sys.executable, *client, *args], subprocess.PIPE, {**os.environ, **(env or {})}
-    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe) as process:
+    # Unbuffered: what a buffer had read ahead, `communicate` would not return.
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, bufsize=0) as process:
         try:
             yield process
         finally:

@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "fetch": (
         ["--array", "0-1", "--fetch", "x", "x"],
-        "--fetch takes the files of one job: use `fetch SWEEP/JOB` later",
+        "--fetch takes the files of one attempt: use `fetch NAME/JOB` later",
     ),
     "csv": (["-o", "csv", "x"], "-o csv is for sweeps: use -o json"),
 }
