@@ -281,7 +281,7 @@ def test_logs_are_whole_and_in_order_each_line_with_its_job(remote_place: Place,
     data = place.run("run", file, "--only", "no-end", "-o", "json")
     assert json.loads(data.stdout)["exit_code"] == 0 and of_job(data.stderr, "no-end").rstrip(b"\n") == b"first\nno end"
     missing = place.run("logs", f"{name}/nobody")
-    assert missing.returncode and one(said(missing), "nobody").startswith(f"there is no job {name}/nobody: it has ")
+    assert missing.returncode and one(said(missing), "nobody").startswith(f"there is no job {name}/nobody: {name} has ")
 
 
 def test_stop_ends_a_whole_chain_and_an_interrupt_leaves_it(warm_place: Place, marks: Marks, name: str) -> None:
