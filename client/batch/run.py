@@ -30,6 +30,7 @@ from client.wait import Note
 REQUESTS_PER_SECOND = 40
 _REQUESTS = 2  # of a follower's round: the record and the log
 _LOST_SECONDS = 120.0  # for a submit that does not arrive
+_WATCHED = 32  # logs that `watch` follows at once
 _LAST_LINE = 500  # characters
 _LONGEST_PAUSE = 60.0  # before the next attempt
 _WORKER_SECONDS = 60.0  # until a worker that has lost its head has ended, with the driver on it
@@ -215,7 +216,10 @@ class Runner:
             yield from self._failed(member, _failure(result.job))
             return
         if result.job.status == "STOPPED":
-            self._ending = self._ending or not self._options.keep_going or self._batch_stopped()
+            try:
+                self._ending = self._ending or not self._options.keep_going or self._batch_stopped()
+            except ClientError:
+                self._ending = True  # it is not known whether only this job was stopped
         yield Changed(member)
 
     def _lost(self, member: Member, error: ClientError) -> Iterator[Event]:
@@ -295,4 +299,4 @@ def watch(target: Target, jobs: Mapping[str, str], note: Note) -> Iterator[Event
         note: takes a line for the user.
     """
     planned = [_Attached(Order(name), [submission_id]) for name, submission_id in jobs.items()]
-    return Runner(planned, target, lambda *_: False, Options(keep_going=True), note, "").run()
+    return Runner(planned, target, lambda *_: False, Options(_WATCHED, keep_going=True), note, "").run()
