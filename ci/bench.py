@@ -195,7 +195,8 @@ class Bench:
         given = [*CLIENT, "submit", "--address", "embedded", "--max-parallel", str(SWEEP_PARALLEL)]
         given += ["--id", secrets.token_hex(4), "--array", f"1-{SWEEP_JOBS}", "--", "true"]
         seconds, _, peak = run(*given, limit=SWEEP_LIMIT_SECONDS)
-        chain = self.scratch / "chain.yaml"
+        chain = self.scratch / "chain" / "chain.yaml"
+        chain.parent.mkdir(exist_ok=True)
         jobs = {f"job-{number}": {"command": "true"} for number in range(CHAIN_JOBS)}
         chain.write_text(json.dumps({"jobs": jobs}))
         command = [*CLIENT, "run", "--address", "embedded", "--max-parallel", str(SWEEP_PARALLEL), str(chain)]

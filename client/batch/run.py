@@ -27,7 +27,7 @@ from client.ray_api.record import JobRecord, JobResult
 from client.targets.target import Target
 from client.wait import Note
 
-REQUESTS_PER_SECOND = 40
+REQUESTS_PER_SECOND = 20
 _REQUESTS = 2  # of a follower's round: the record and the log
 _LOST_SECONDS = 120.0  # for a submit that does not arrive
 _WATCHED = 32  # logs that `watch` follows at once
@@ -73,6 +73,7 @@ class Runner:
         self._jobs = RayJobs(target)
         self._followers: dict[str, tuple[Follower, float]] = {}  # by the job's name; when it is asked next
         self._ending = False  # start nothing more
+        self._attaches = sum(member.planned.decision == "attach" for member in self.members) if batch else 0
         self._waits_since: float | None = None  # since when a submit does not arrive
         self._stops: frozenset[str] = frozenset()  # those of earlier runs
 
@@ -117,11 +118,14 @@ class Runner:
                 yield member
 
     def _start_ready(self) -> Iterator[Event]:
-        for member in list(self._ready()):
+        for member in self._ready():
             attach = member.planned.decision == "attach" and member.began is None
             full = len(self._followers) >= self._options.max_parallel
+            if full and not self._attaches:
+                return
             if not (attach and self._batch) and (self._ending or full or time.monotonic() < member.not_before):
                 continue
+            self._attaches -= attach
             try:
                 if not attach:
                     self._submit(member)
