@@ -13,7 +13,7 @@ import yaml
 
 from tests.e2e._cluster import Cluster
 from tests.e2e.conftest import CHART, helm, kubectl, until
-from tests.e2e.test_client import VALUES, pod
+from tests.e2e.test_client import VALUES, pod, proxied
 from tests.e2e.test_faults import replace_head, user
 from tests.e2e.test_recovery import store as store
 
@@ -118,6 +118,26 @@ def test_a_client_that_is_killed_goes_on(cluster: str, chain: Path) -> None:
         again.communicate(timeout=120)
     assert again.returncode == 0
     in_order(marks(cluster))
+
+
+@pytest.mark.parametrize(("fault", "when"), [("cut_after_seconds", 0.5), ("refused", 5)])
+def test_a_chain_runs_once_through_a_bad_api_server(
+    cluster: str, chain: Path, tmp_path: Path, fault: str, when: float
+) -> None:
+    with proxied(tmp_path, "c") as (proxy, kubeconfig):
+        env = user(cluster, GATE="gate", KUBECONFIG=str(kubeconfig))
+        with subprocess.Popen(command("run", chain), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+            until("left begins", lambda: "begins left" in marks(cluster))
+            if fault == "refused":
+                proxy.refuse(when)
+            else:
+                setattr(proxy.faults, fault, when)
+            until("the fault", lambda: proxy.fired[fault])
+            on_head(cluster, "touch /tmp/ray/gate")
+            out, err = client.communicate(timeout=120)
+        assert client.returncode == 0, err
+    in_order(marks(cluster))
+    assert re.search(rb"^last +\| ends last$", out, re.MULTILINE)
 
 
 def test_the_cluster_runs_a_detached_chain(cluster: str, chain: Path) -> None:
