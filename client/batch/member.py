@@ -70,6 +70,16 @@ class Member:
     retries: int = 0
 
     @property
+    def is_attached(self) -> bool:
+        """Whether its newest attempt is one of an earlier run."""
+        return self.planned.decision == "attach" and self.attempts == list(self.planned.attempts)
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether it was not chosen; those that wait for it do not wait."""
+        return self.planned.decision == "leave"
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.state not in ("WAITING", "PENDING", "RUNNING")

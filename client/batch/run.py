@@ -5,10 +5,9 @@ known here is only what Ray's table of jobs has, so a runner that is killed is r
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 
-from client.batch.batch import Options, Order
+from client.batch.batch import Options
 from client.batch.member import Changed, Event, Logged, Member, Runnable
 from client.errors import (
     ClientError,
@@ -30,7 +29,6 @@ from client.wait import Note
 REQUESTS_PER_SECOND = 20
 _REQUESTS = 2  # of a follower's round: the record and the log
 _LOST_SECONDS = 120.0  # for a submit that does not arrive
-_WATCHED = 32  # logs that `watch` follows at once
 _LAST_LINE = 500  # characters
 _LONGEST_PAUSE = 60.0  # before the next attempt
 _WORKER_SECONDS = 60.0  # until a worker that has lost its head has ended, with the driver on it
@@ -114,7 +112,7 @@ class Runner:
         """The jobs that can start, as far as those before them are concerned."""
         for member in self.members:
             after = [self._by_name[name] for name in member.planned.order.after]
-            if member.state == "WAITING" and all(m.state in ("SUCCEEDED", "SKIPPED") or _left(m) for m in after):
+            if member.state == "WAITING" and all(m.state in ("SUCCEEDED", "SKIPPED") or m.is_left_out for m in after):
                 yield member
 
     def _start_ready(self) -> Iterator[Event]:
@@ -236,7 +234,7 @@ class Runner:
         """Submit the job again if it may be, else start nothing that waits for it."""
         order = member.planned.order
         # What an earlier run has left is lost for that run; for this one, it is as if it had not been there.
-        is_left = kind == "lost" and is_attached(member)
+        is_left = kind == "lost" and member.is_attached
         if (is_left or (kind in order.retry_on and member.retries < order.retries)) and not self._ending:
             member.retries += not is_left
             pause = min(2.0 ** min(member.retries - 1, 6), _LONGEST_PAUSE)
@@ -266,41 +264,6 @@ def _failure(job: JobRecord) -> str:
     return "lost" if job.error_type in _LOST else "start"
 
 
-def is_attached(member: Member) -> bool:
-    """Whether its newest attempt is one of an earlier run."""
-    return member.planned.decision == "attach" and member.attempts == list(member.planned.attempts)
-
-
-def _left(member: Member) -> bool:
-    return member.planned.decision == "leave"
-
-
 def stops(jobs: Sequence[JobRecord], batch: str) -> Iterator[str]:
     """The ids of the jobs that only say that a batch was stopped."""
     return (job.submission_id for job in jobs if job.metadata.get("batch_stop") == batch)
-
-
-@dataclass(frozen=True)
-class _Attached:
-    """A job that only is followed."""
-
-    order: Order
-    attempts: Sequence[str]
-    decision: str = "attach"
-    why: str = ""
-    next_attempt: int = 0
-
-    def submission(self, attempt: int) -> Submission:
-        raise AssertionError("it is never submitted")
-
-
-def watch(target: Target, jobs: Mapping[str, str], note: Note) -> Iterator[Event]:
-    """Follow jobs to their end, and yield what happens.
-
-    Args:
-        target: where they run.
-        jobs: their ids, by their names.
-        note: takes a line for the user.
-    """
-    planned = [_Attached(Order(name), [submission_id]) for name, submission_id in jobs.items()]
-    return Runner(planned, target, lambda *_: False, Options(_WATCHED, keep_going=True), note, "").run()

@@ -70,8 +70,6 @@ class Board:
 
 def said(event: "Changed") -> str:
     """A line about a job's new state; "" if there is nothing to say."""
-    from client.batch.run import is_attached
-
     member = event.member
     if member.state == "SKIPPED":
         return f"{member.name}: skipped, because {member.planned.why}"
@@ -81,9 +79,7 @@ def said(event: "Changed") -> str:
         return ""
     if member.state == "PENDING":
         how = (
-            f"attached to job {member.submission_id}"
-            if is_attached(member)
-            else f"job {member.submission_id} submitted"
+            f"attached to job {member.submission_id}" if member.is_attached else f"job {member.submission_id} submitted"
         )
         return f"{member.name}: {how}"
     took = f" after {member.seconds:.1f} s" if member.seconds is not None else ""

@@ -83,8 +83,8 @@ def show_logs(target: "Target", jobs: "RayJobs", table: "Table", *, follow: bool
         table: the batch.
         follow: until no job runs any more, and no other is started.
     """
-    from client.batch.run import watch
     from client.batch.table import find
+    from client.batch.watch import watch
     from client.cli.board import Board
     from client.cli.output import note
     from client.job.follow import read_log

@@ -65,6 +65,16 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+wait_cluster_option = click.option(
+    "--wait-cluster",
+    type=Duration(),
+    default="15m",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to wait for a cluster that is not ready.",
+)
+
+
 def choose(address: str | None) -> "Address":
     """Resolve --address, and print its warning, if there is one.
 

@@ -7,7 +7,7 @@ import click
 from client.cli.batch import finish, force_option, max_parallel_option, run_batch, show
 from client.cli.help import Command, complete_files
 from client.cli.interrupt import sigterm_interrupts
-from client.cli.options import Duration, address_option, batch_output_option
+from client.cli.options import address_option, batch_output_option, wait_cluster_option
 
 
 @click.command(
@@ -36,14 +36,7 @@ from client.cli.options import Duration, address_option, batch_output_option
     type=click.Choice(["stop", "detach"]),
     help="What Ctrl-C and SIGTERM do to the jobs. Default: detach; jobs on a Ray of its own are stopped.",
 )
-@click.option(
-    "--wait-cluster",
-    type=Duration(),
-    default="15m",
-    show_default=True,
-    metavar="DURATION",
-    help="How long to wait for a cluster that is not ready.",
-)
+@wait_cluster_option
 @click.option("--dry-run", is_flag=True, help="Show what would run, what would be skipped and why, and run nothing.")
 @batch_output_option
 @click.argument("file", metavar="CHAIN.yaml", shell_complete=complete_files)

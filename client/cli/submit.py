@@ -21,7 +21,16 @@ from client.cli.batch import (
 )
 from client.cli.help import Command, complete_files, complete_folders
 from client.cli.interrupt import sigterm_interrupts
-from client.cli.options import Duration, address_option, batch_output_option, choose, no_cluster, note_url, pairs
+from client.cli.options import (
+    Duration,
+    address_option,
+    batch_output_option,
+    choose,
+    no_cluster,
+    note_url,
+    pairs,
+    wait_cluster_option,
+)
 from client.cli.watch import command_on, watch
 from client.errors import ClientError, Detached, UsageError
 
@@ -119,14 +128,7 @@ def _secret_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     type=click.Choice(["stop", "detach"]),
     help="What Ctrl-C and SIGTERM do to the job. Default: detach; a job on a Ray of its own is stopped.",
 )
-@click.option(
-    "--wait-cluster",
-    type=Duration(),
-    default="15m",
-    show_default=True,
-    metavar="DURATION",
-    help="How long to wait for a cluster that is not ready.",
-)
+@wait_cluster_option
 @click.option(
     "--fetch",
     multiple=True,
